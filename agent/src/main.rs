@@ -1,0 +1,3 @@
+//! The wherry command line.
+
+fn main() {}

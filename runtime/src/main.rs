@@ -1,0 +1,3 @@
+//! The runtime command line.
+
+fn main() {}
