@@ -1,0 +1,16 @@
+# Thin on purpose: each target is one script.
+.PHONY: help demo test lint
+
+help:
+	@echo "make demo   one voyage with real bytes: publish, pull over a bad link, run, delta update, kill, restart offline"
+	@echo "make test   every test, on real parts (installs what is missing when run as root, else names it)"
+	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
+
+demo:
+	@tests/steps demo
+
+test:
+	@tests/steps test
+
+lint:
+	@tests/steps lint
