@@ -11,9 +11,9 @@
 
 pub mod backoff;
 pub mod manifest;
-
+pub mod plan;
 pub mod pod;
-
+pub mod status;
 mod yaml;
 
 pub use backoff::Backoff;

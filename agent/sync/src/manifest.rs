@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::pod::{
-    Capabilities, Container, EnvVar, HostPathType, Metadata, Pod, PodSecurity, PodSpec, Port, PullPolicy, RestartPolicy,
-    Security, Volume, VolumeMount, VolumeSource,
+    Capabilities, Container, EnvVar, HostPathType, Metadata, Pod, PodSecurity, PodSpec, Port, PullPolicy,
+    RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
 };
 use crate::yaml::{self, Node, Value};
 
@@ -28,7 +28,11 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn file(what: String) -> Self {
-        Self { path: String::new(), line: 0, what }
+        Self {
+            path: String::new(),
+            line: 0,
+            what,
+        }
     }
 }
 
@@ -56,7 +60,11 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Pod>, Vec<Problem>> {
     for document in documents.iter().filter(|document| document.value != Value::Null) {
         let Some(pod) = reader.pod(document) else { continue };
         if pods.iter().any(|other| other.key() == pod.key()) {
-            reader.refuse("metadata.name", document.line, format!("a second Pod named {}", pod.key()));
+            reader.refuse(
+                "metadata.name",
+                document.line,
+                format!("a second Pod named {}", pod.key()),
+            );
         }
         pods.push(pod);
     }
@@ -83,7 +91,11 @@ impl<'a> Fields<'a> {
     }
 
     fn path(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.path)
+        }
     }
 }
 
@@ -93,7 +105,11 @@ struct Reader {
 
 impl Reader {
     fn refuse(&mut self, path: &str, line: u64, what: impl Into<String>) {
-        self.problems.push(Problem { path: path.to_owned(), line, what: what.into() });
+        self.problems.push(Problem {
+            path: path.to_owned(),
+            line,
+            what: what.into(),
+        });
     }
 
     fn wanted(&mut self, path: &str, node: &Node, wanted: &str) {
@@ -101,7 +117,11 @@ impl Reader {
             (Value::Bool(_) | Value::Integer(_) | Value::Number, "a string") => " (put it in quotes)",
             _ => "",
         };
-        self.refuse(path, node.line, format!("expected {wanted}, got {}{hint}", node.value.kind()));
+        self.refuse(
+            path,
+            node.line,
+            format!("expected {wanted}, got {}{hint}", node.value.kind()),
+        );
     }
 
     fn fields<'a>(&mut self, path: String, node: &'a Node) -> Fields<'a> {
@@ -112,7 +132,11 @@ impl Reader {
                 Vec::new()
             }
         };
-        Fields { path, line: node.line, rest }
+        Fields {
+            path,
+            line: node.line,
+            rest,
+        }
     }
 
     /// Refuses every field that is left; `known` are those of Kubernetes that are not honoured yet.
@@ -130,8 +154,20 @@ impl Reader {
                 continue;
             }
             let name = if name.len() > 64 { "(a long name)" } else { name };
-            let path = if fields.path.is_empty() { name.to_owned() } else { format!("{}.{name}", fields.path) };
-            self.refuse(&path, *line, if known { "not supported yet" } else { "unknown field" });
+            let path = if fields.path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{}.{name}", fields.path)
+            };
+            self.refuse(
+                &path,
+                *line,
+                if known {
+                    "not supported yet"
+                } else {
+                    "unknown field"
+                },
+            );
         }
     }
 
@@ -163,7 +199,12 @@ impl Reader {
     }
 
     /// A string that `check` accepts; `check` answers what a right one looks like.
-    fn checked(&mut self, fields: &mut Fields<'_>, name: &str, check: fn(&str) -> Result<(), String>) -> Option<String> {
+    fn checked(
+        &mut self,
+        fields: &mut Fields<'_>,
+        name: &str,
+        check: fn(&str) -> Result<(), String>,
+    ) -> Option<String> {
         let node = fields.take(name)?;
         let path = fields.path(name);
         let text = self.text(&path, node)?;
@@ -192,7 +233,11 @@ impl Reader {
         match node.value {
             Value::Integer(value) if (from..=to).contains(&value) => Some(value),
             Value::Integer(value) => {
-                self.refuse(&fields.path(name), node.line, format!("{value} is not between {from} and {to}"));
+                self.refuse(
+                    &fields.path(name),
+                    node.line,
+                    format!("{value} is not between {from} and {to}"),
+                );
                 None
             }
             _ => {
@@ -210,17 +255,25 @@ impl Reader {
             return Some(*value);
         }
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-        self.refuse(&path, node.line, format!("{text:?} is not one of {}", names.join(", ")));
+        self.refuse(
+            &path,
+            node.line,
+            format!("{text:?} is not one of {}", names.join(", ")),
+        );
         None
     }
 
     fn list<'a>(&mut self, fields: &mut Fields<'a>, name: &str) -> Vec<(String, &'a Node)> {
-        let Some(node) = fields.take(name) else { return Vec::new() };
+        let Some(node) = fields.take(name) else {
+            return Vec::new();
+        };
         let path = fields.path(name);
         match &node.value {
-            Value::List(list) => {
-                list.iter().enumerate().map(|(index, node)| (format!("{path}[{index}]"), node)).collect()
-            }
+            Value::List(list) => list
+                .iter()
+                .enumerate()
+                .map(|(index, node)| (format!("{path}[{index}]"), node))
+                .collect(),
             _ => {
                 self.wanted(&path, node, "a list");
                 Vec::new()
@@ -229,11 +282,16 @@ impl Reader {
     }
 
     fn strings(&mut self, fields: &mut Fields<'_>, name: &str) -> Vec<String> {
-        self.list(fields, name).into_iter().filter_map(|(path, node)| self.text(&path, node)).collect()
+        self.list(fields, name)
+            .into_iter()
+            .filter_map(|(path, node)| self.text(&path, node))
+            .collect()
     }
 
     fn string_map(&mut self, fields: &mut Fields<'_>, name: &str) -> BTreeMap<String, String> {
-        let Some(node) = fields.take(name) else { return BTreeMap::new() };
+        let Some(node) = fields.take(name) else {
+            return BTreeMap::new();
+        };
         let path = fields.path(name);
         let Value::Map(map) = &node.value else {
             self.wanted(&path, node, "a mapping");
@@ -259,7 +317,10 @@ impl Reader {
         let before = self.problems.len();
         let mut root = self.fields(String::new(), node);
         let line = |root: &Fields<'_>, name: &str| {
-            root.rest.iter().find(|field| field.0 == name).map_or(node.line, |field| field.1)
+            root.rest
+                .iter()
+                .find(|field| field.0 == name)
+                .map_or(node.line, |field| field.1)
         };
         let (version_line, kind_line) = (line(&root, "apiVersion"), line(&root, "kind"));
         let version = self.string(&mut root, "apiVersion");
@@ -278,10 +339,15 @@ impl Reader {
             }
             (_, None) => return None,
         }
-        let metadata = self.required(&mut root, "metadata").and_then(|node| self.metadata(node));
+        let metadata = self
+            .required(&mut root, "metadata")
+            .and_then(|node| self.metadata(node));
         let spec = self.required(&mut root, "spec").and_then(|node| self.spec(node));
         self.finish(root, &["status"]);
-        Some(Pod { metadata: metadata?, spec: spec? })
+        Some(Pod {
+            metadata: metadata?,
+            spec: spec?,
+        })
     }
 
     fn metadata(&mut self, node: &Node) -> Option<Metadata> {
@@ -291,12 +357,20 @@ impl Reader {
         if missing {
             self.refuse("metadata.name", node.line, "missing");
         }
-        let namespace = self.checked(&mut fields, "namespace", dns_label).unwrap_or_else(|| "default".to_owned());
+        let namespace = self
+            .checked(&mut fields, "namespace", dns_label)
+            .unwrap_or_else(|| "default".to_owned());
         let labels = self.string_map(&mut fields, "labels");
         let annotations = self.string_map(&mut fields, "annotations");
         let uid = self.checked(&mut fields, "uid", uid);
         self.finish(fields, METADATA_KNOWN);
-        Some(Metadata { name: name?, namespace, labels, annotations, uid })
+        Some(Metadata {
+            name: name?,
+            namespace,
+            labels,
+            annotations,
+            uid,
+        })
     }
 
     fn spec(&mut self, node: &Node) -> Option<PodSpec> {
@@ -312,21 +386,45 @@ impl Reader {
             let path = path.clone();
             self.refuse(&path, second.line, "more than one container is not supported yet");
         }
-        let containers: Vec<Container> =
-            list.iter().filter_map(|(path, node)| self.container(path, node, &names, host_network)).collect();
-        let policies =
-            [("Always", RestartPolicy::Always), ("OnFailure", RestartPolicy::OnFailure), ("Never", RestartPolicy::Never)];
-        let restart_policy = self.choice(&mut fields, "restartPolicy", &policies).unwrap_or(RestartPolicy::Always);
-        let grace = self.integer(&mut fields, "terminationGracePeriodSeconds", 0, 86_400).unwrap_or(30);
+        let containers: Vec<Container> = list
+            .iter()
+            .filter_map(|(path, node)| self.container(path, node, &names, host_network))
+            .collect();
+        let policies = [
+            ("Always", RestartPolicy::Always),
+            ("OnFailure", RestartPolicy::OnFailure),
+            ("Never", RestartPolicy::Never),
+        ];
+        let restart_policy = self
+            .choice(&mut fields, "restartPolicy", &policies)
+            .unwrap_or(RestartPolicy::Always);
+        let grace = self
+            .integer(&mut fields, "terminationGracePeriodSeconds", 0, 86_400)
+            .unwrap_or(30);
         let node_name = self.checked(&mut fields, "nodeName", dns_subdomain);
         let hostname = self.checked(&mut fields, "hostname", dns_label);
         let security_context = match fields.take("securityContext") {
             None => PodSecurity::default(),
             Some(node) => self.pod_security(node),
         };
-        self.only(&mut fields, "automountServiceAccountToken", false, "there is no service account to mount");
-        self.only(&mut fields, "hostPID", false, "a pod always has its own process namespace");
-        self.only(&mut fields, "hostIPC", false, "a pod always has its own IPC namespace");
+        self.only(
+            &mut fields,
+            "automountServiceAccountToken",
+            false,
+            "there is no service account to mount",
+        );
+        self.only(
+            &mut fields,
+            "hostPID",
+            false,
+            "a pod always has its own process namespace",
+        );
+        self.only(
+            &mut fields,
+            "hostIPC",
+            false,
+            "a pod always has its own IPC namespace",
+        );
         self.finish(fields, SPEC_KNOWN);
         Some(PodSpec {
             containers,
@@ -342,7 +440,11 @@ impl Reader {
 
     /// A boolean of which only one value can be honoured.
     fn only(&mut self, fields: &mut Fields<'_>, name: &str, allowed: bool, why: &str) {
-        let line = fields.rest.iter().find(|field| field.0 == name).map_or(fields.line, |field| field.1);
+        let line = fields
+            .rest
+            .iter()
+            .find(|field| field.0 == name)
+            .map_or(fields.line, |field| field.1);
         if self.boolean(fields, name).is_some_and(|value| value != allowed) {
             let path = fields.path(name);
             self.refuse(&path, line, format!("only {allowed} is supported: {why}"));
@@ -354,14 +456,24 @@ impl Reader {
         let run_as_user = self.id(&mut fields, "runAsUser");
         let run_as_group = self.id(&mut fields, "runAsGroup");
         self.finish(fields, POD_SECURITY_KNOWN);
-        PodSecurity { run_as_user, run_as_group }
+        PodSecurity {
+            run_as_user,
+            run_as_group,
+        }
     }
 
     fn id(&mut self, fields: &mut Fields<'_>, name: &str) -> Option<u32> {
-        self.integer(fields, name, 0, i64::from(i32::MAX)).and_then(|id| u32::try_from(id).ok())
+        self.integer(fields, name, 0, i64::from(i32::MAX))
+            .and_then(|id| u32::try_from(id).ok())
     }
 
-    fn container(&mut self, path: &str, node: &Node, volumes: &BTreeSet<&str>, host_network: bool) -> Option<Container> {
+    fn container(
+        &mut self,
+        path: &str,
+        node: &Node,
+        volumes: &BTreeSet<&str>,
+        host_network: bool,
+    ) -> Option<Container> {
         let mut fields = self.fields(path.to_owned(), node);
         for name in ["name", "image"] {
             if !fields.rest.iter().any(|field| field.0 == name) {
@@ -411,10 +523,17 @@ impl Reader {
         let mut security = Security {
             run_as_user: self.id(&mut fields, "runAsUser"),
             run_as_group: self.id(&mut fields, "runAsGroup"),
-            read_only_root_filesystem: self.boolean(&mut fields, "readOnlyRootFilesystem").unwrap_or(false),
+            read_only_root_filesystem: self
+                .boolean(&mut fields, "readOnlyRootFilesystem")
+                .unwrap_or(false),
             capabilities: Capabilities::default(),
         };
-        self.only(&mut fields, "allowPrivilegeEscalation", false, "no process in a pod ever gains privileges");
+        self.only(
+            &mut fields,
+            "allowPrivilegeEscalation",
+            false,
+            "no process in a pod ever gains privileges",
+        );
         self.only(&mut fields, "privileged", false, "pods run without root");
         if let Some(node) = fields.take("capabilities") {
             let mut sets = self.fields(format!("{path}.capabilities"), node);
@@ -429,10 +548,20 @@ impl Reader {
     fn capabilities(&mut self, fields: &mut Fields<'_>, name: &str) -> Vec<String> {
         let mut out = Vec::new();
         for (path, node) in self.list(fields, name) {
-            let Some(text) = self.text(&path, node) else { continue };
+            let Some(text) = self.text(&path, node) else {
+                continue;
+            };
             let plain = text.strip_prefix("CAP_").unwrap_or(&text);
-            if plain.is_empty() || !plain.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
-                self.refuse(&path, node.line, format!("{:?} is not the name of a capability", clip(&text)));
+            if plain.is_empty()
+                || !plain
+                    .bytes()
+                    .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+            {
+                self.refuse(
+                    &path,
+                    node.line,
+                    format!("{:?} is not the name of a capability", clip(&text)),
+                );
             } else {
                 out.push(plain.to_owned());
             }
@@ -449,7 +578,11 @@ impl Reader {
                 let text = self.text(&path, node)?;
                 let good = !text.is_empty() && !text.contains('=');
                 if !good {
-                    self.refuse(&path, node.line, "a variable's name is not empty and has no \"=\"");
+                    self.refuse(
+                        &path,
+                        node.line,
+                        "a variable's name is not empty and has no \"=\"",
+                    );
                 }
                 good.then_some(text)
             });
@@ -477,7 +610,9 @@ impl Reader {
             let host_ip = self.checked(&mut item, "hostIP", ip_address);
             self.choice(&mut item, "protocol", &[("TCP", ())]);
             self.finish(item, &[]);
-            let Some(container_port) = container_port else { continue };
+            let Some(container_port) = container_port else {
+                continue;
+            };
             if host_network && host_port.is_some_and(|host| host != container_port) {
                 let what = format!("with hostNetwork it has to be the containerPort {container_port}");
                 self.refuse(&format!("{path}.hostPort"), node.line, what);
@@ -486,7 +621,12 @@ impl Reader {
                 let place = format!("{}:{host}", host_ip.as_deref().unwrap_or("*"));
                 self.unique(&mut seen, &format!("{path}.hostPort"), node.line, &place);
             }
-            out.push(Port { name, container_port, host_port, host_ip });
+            out.push(Port {
+                name,
+                container_port,
+                host_port,
+                host_ip,
+            });
         }
         out
     }
@@ -500,7 +640,11 @@ impl Reader {
                 let path = item.path("name");
                 let name = self.text(&path, node)?;
                 if !volumes.contains(name.as_str()) {
-                    self.refuse(&path, node.line, format!("there is no volume {:?} in spec.volumes", clip(&name)));
+                    self.refuse(
+                        &path,
+                        node.line,
+                        format!("there is no volume {:?} in spec.volumes", clip(&name)),
+                    );
                 }
                 Some(name)
             });
@@ -509,10 +653,19 @@ impl Reader {
             }
             let mount_path = self.checked(&mut item, "mountPath", absolute_path);
             let read_only = self.boolean(&mut item, "readOnly").unwrap_or(false);
-            self.finish(item, &["subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly"]);
-            let (Some(name), Some(mount_path)) = (name, mount_path) else { continue };
+            self.finish(
+                item,
+                &["subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly"],
+            );
+            let (Some(name), Some(mount_path)) = (name, mount_path) else {
+                continue;
+            };
             self.unique(&mut seen, &format!("{path}.mountPath"), node.line, &mount_path);
-            out.push(VolumeMount { name, mount_path, read_only });
+            out.push(VolumeMount {
+                name,
+                mount_path,
+                read_only,
+            });
         }
         out
     }
@@ -528,7 +681,11 @@ impl Reader {
             }
             let name = self.checked(&mut item, "name", dns_label);
             // `emptyDir:` with nothing behind it is an emptyDir: here, null is a value.
-            let empty = item.rest.iter().position(|field| field.0 == "emptyDir").map(|at| &item.rest.remove(at).2);
+            let empty = item
+                .rest
+                .iter()
+                .position(|field| field.0 == "emptyDir")
+                .map(|at| &item.rest.remove(at).2);
             let host = item.take("hostPath");
             if let Some(node) = empty.filter(|node| node.value != Value::Null) {
                 let inner = self.fields(format!("{path}.emptyDir"), node);
@@ -565,7 +722,9 @@ impl Reader {
             ("DirectoryOrCreate", HostPathType::DirectoryOrCreate),
             ("File", HostPathType::File),
         ];
-        let kind = self.choice(&mut fields, "type", &kinds).unwrap_or(HostPathType::Any);
+        let kind = self
+            .choice(&mut fields, "type", &kinds)
+            .unwrap_or(HostPathType::Any);
         self.finish(fields, &[]);
         Some(VolumeSource::HostPath { path: host?, kind })
     }
@@ -590,26 +749,43 @@ fn clip(text: &str) -> String {
 
 fn dns_label(text: &str) -> Result<(), String> {
     let good = (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-');
     if good {
         return Ok(());
     }
-    Err(format!("{:?} is not a DNS label (a-z, 0-9 and \"-\" inside, at most 63)", clip(text)))
+    Err(format!(
+        "{:?} is not a DNS label (a-z, 0-9 and \"-\" inside, at most 63)",
+        clip(text)
+    ))
 }
 
 fn dns_subdomain(text: &str) -> Result<(), String> {
     if text.len() <= 253 && text.split('.').all(|label| dns_label(label).is_ok()) {
         return Ok(());
     }
-    Err(format!("{:?} is not a DNS name (a-z, 0-9, \"-\" and \".\" inside, at most 253)", clip(text)))
+    Err(format!(
+        "{:?} is not a DNS name (a-z, 0-9, \"-\" and \".\" inside, at most 253)",
+        clip(text)
+    ))
 }
 
 fn uid(text: &str) -> Result<(), String> {
     let good = (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if good { Ok(()) } else { Err(format!("{:?} is not a UID (a-z, 0-9 and \"-\", at most 64)", clip(text))) }
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if good {
+        Ok(())
+    } else {
+        Err(format!(
+            "{:?} is not a UID (a-z, 0-9 and \"-\", at most 64)",
+            clip(text)
+        ))
+    }
 }
 
 fn absolute_path(text: &str) -> Result<(), String> {
@@ -623,15 +799,23 @@ fn absolute_path(text: &str) -> Result<(), String> {
 }
 
 fn ip_address(text: &str) -> Result<(), String> {
-    text.parse::<std::net::IpAddr>().map(|_| ()).map_err(|_| format!("{:?} is not an IP address", clip(text)))
+    text.parse::<std::net::IpAddr>()
+        .map(|_| ())
+        .map_err(|_| format!("{:?} is not an IP address", clip(text)))
 }
 
 /// The shape only: the registry's client parses it in full before it is used.
 fn image_reference(text: &str) -> Result<(), String> {
     let good = (1..=512).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@[]".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@[]".contains(&byte))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
-    if good { Ok(()) } else { Err(format!("{:?} is not an image reference", clip(text))) }
+    if good {
+        Ok(())
+    } else {
+        Err(format!("{:?} is not an image reference", clip(text)))
+    }
 }
 
 const METADATA_KNOWN: &[&str] = &[
@@ -711,8 +895,14 @@ const POD_SECURITY_KNOWN: &[&str] = &[
     "windowsOptions",
 ];
 
-const SECURITY_KNOWN: &[&str] =
-    &["appArmorProfile", "procMount", "runAsNonRoot", "seLinuxOptions", "seccompProfile", "windowsOptions"];
+const SECURITY_KNOWN: &[&str] = &[
+    "appArmorProfile",
+    "procMount",
+    "runAsNonRoot",
+    "seLinuxOptions",
+    "seccompProfile",
+    "windowsOptions",
+];
 
 const VOLUME_KNOWN: &[&str] = &[
     "awsElasticBlockStore",

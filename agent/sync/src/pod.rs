@@ -310,10 +310,16 @@ impl Pod {
     pub fn user(&self, container: &Container) -> Option<String> {
         let pod = &self.spec.security_context;
         let own = &container.security_context;
-        match (own.run_as_user.or(pod.run_as_user), own.run_as_group.or(pod.run_as_group)) {
+        match (
+            own.run_as_user.or(pod.run_as_user),
+            own.run_as_group.or(pod.run_as_group),
+        ) {
             (None, None) => None,
             (Some(user), None) => Some(user.to_string()),
-            (user, Some(group)) => Some(format!("{}:{group}", user.map(|user| user.to_string()).unwrap_or_default())),
+            (user, Some(group)) => Some(format!(
+                "{}:{group}",
+                user.map(|user| user.to_string()).unwrap_or_default()
+            )),
         }
     }
 }
@@ -336,7 +342,10 @@ impl Container {
     #[must_use]
     pub fn expanded_command(&self) -> (Vec<String>, Vec<String>) {
         let env = self.expanded_env();
-        let known: BTreeMap<&str, String> = env.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let known: BTreeMap<&str, String> = env
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone()))
+            .collect();
         let all = |words: &[String]| words.iter().map(|word| expand(word, &known)).collect();
         (all(&self.command), all(&self.args))
     }
@@ -399,8 +408,14 @@ mod tests {
 
     #[test]
     fn expansion_is_bounded() {
-        let doubling = |name: &str, before: &str| EnvVar { name: name.into(), value: format!("$({before})").repeat(64) };
-        let mut env = vec![EnvVar { name: "A0".into(), value: "x".repeat(64) }];
+        let doubling = |name: &str, before: &str| EnvVar {
+            name: name.into(),
+            value: format!("$({before})").repeat(64),
+        };
+        let mut env = vec![EnvVar {
+            name: "A0".into(),
+            value: "x".repeat(64),
+        }];
         env.extend((1..20).map(|n| doubling(&format!("A{n}"), &format!("A{}", n - 1))));
         let container = Container {
             name: "c".into(),
@@ -416,7 +431,12 @@ mod tests {
             tty: false,
             security_context: Security::default(),
         };
-        assert!(container.expanded_env().iter().all(|(_, value)| value.len() <= 2 * MAX_EXPANDED));
+        assert!(
+            container
+                .expanded_env()
+                .iter()
+                .all(|(_, value)| value.len() <= 2 * MAX_EXPANDED)
+        );
     }
 
     #[test]
@@ -426,7 +446,11 @@ mod tests {
             (RestartPolicy::OnFailure, false, true),
             (RestartPolicy::Never, false, false),
         ] {
-            assert_eq!((policy.restarts(0), policy.restarts(1)), (zero, one), "{policy:?}");
+            assert_eq!(
+                (policy.restarts(0), policy.restarts(1)),
+                (zero, one),
+                "{policy:?}"
+            );
         }
     }
 }

@@ -52,11 +52,22 @@ impl Value {
 /// Reads every document of `bytes`.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Node>, Problem> {
     if bytes.len() > MAX_BYTES {
-        return Err(Problem::file(format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len())));
+        return Err(Problem::file(format!(
+            "{} bytes are more than the {MAX_BYTES} that are read",
+            bytes.len()
+        )));
     }
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
-        Problem { path: String::new(), line: line as u64, what: "not UTF-8".to_owned() }
+        let line = bytes[..error.valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count()
+            + 1;
+        Problem {
+            path: String::new(),
+            line: line as u64,
+            what: "not UTF-8".to_owned(),
+        }
     })?;
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -94,7 +105,10 @@ fn one_line(message: &str) -> String {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { line: spanned.referenced.line(), value: spanned.value })
+        Ok(Self {
+            line: spanned.referenced.line(),
+            value: spanned.value,
+        })
     }
 }
 
@@ -190,8 +204,13 @@ mod tests {
 
     #[test]
     fn every_value_knows_its_line() {
-        let Value::Map(root) = one("a: 1\nb:\n  c:\n  - x\n  - y: true\n    z:\n").value else { panic!() };
-        assert_eq!((root[0].0.as_str(), root[0].1, &root[0].2.value), ("a", 1, &Value::Integer(1)));
+        let Value::Map(root) = one("a: 1\nb:\n  c:\n  - x\n  - y: true\n    z:\n").value else {
+            panic!()
+        };
+        assert_eq!(
+            (root[0].0.as_str(), root[0].1, &root[0].2.value),
+            ("a", 1, &Value::Integer(1))
+        );
         let Value::Map(b) = &root[1].2.value else { panic!() };
         let Value::List(c) = &b[0].2.value else { panic!() };
         assert_eq!((c[0].line, &c[0].value), (4, &Value::String("x".to_owned())));
@@ -213,15 +232,21 @@ mod tests {
             ("hello", Value::String("hello".to_owned())),
             ("|\n  a\n  b\n", Value::String("a\nb\n".to_owned())),
         ] {
-            let Value::Map(map) = one(&format!("v: {text}")).value else { panic!("{text}") };
+            let Value::Map(map) = one(&format!("v: {text}")).value else {
+                panic!("{text}")
+            };
             assert_eq!(map[0].2.value, value, "{text}");
         }
     }
 
     #[test]
     fn json_is_yaml() {
-        let Value::Map(root) = one("{\"a\": [1, \"x\\u00e9\"],\n \"b\": {}}").value else { panic!() };
-        let Value::List(a) = &root[0].2.value else { panic!() };
+        let Value::Map(root) = one("{\"a\": [1, \"x\\u00e9\"],\n \"b\": {}}").value else {
+            panic!()
+        };
+        let Value::List(a) = &root[0].2.value else {
+            panic!()
+        };
         assert_eq!(a[1].value, Value::String("x\u{e9}".to_owned()));
         assert_eq!(root[1].1, 2);
     }
@@ -231,13 +256,24 @@ mod tests {
         let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for level in 1..12 {
             let alias = format!("*a{},", level - 1).repeat(10);
-            bomb.push_str(&format!("a{level}: &a{level} [{}]\n", alias.trim_end_matches(',')));
+            bomb.push_str(&format!(
+                "a{level}: &a{level} [{}]\n",
+                alias.trim_end_matches(',')
+            ));
         }
         let deep = "[".repeat(10_000);
-        let block = (0..200).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect::<String>();
+        let block = (0..200)
+            .map(|depth| format!("{}a:\n", " ".repeat(depth)))
+            .collect::<String>();
         let documents = "---\na: 1\n".repeat(1000);
         let big = " ".repeat(MAX_BYTES + 1);
-        for (name, text) in [("bomb", &bomb), ("deep", &deep), ("block", &block), ("docs", &documents), ("big", &big)] {
+        for (name, text) in [
+            ("bomb", &bomb),
+            ("deep", &deep),
+            ("block", &block),
+            ("docs", &documents),
+            ("big", &big),
+        ] {
             assert!(parse(text.as_bytes()).is_err(), "{name} was accepted");
         }
         assert_eq!(parse(b"a: b\nc: \xff\n").unwrap_err().line, 2);

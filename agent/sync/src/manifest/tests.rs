@@ -44,13 +44,19 @@ status: {}
 "#;
 
 fn errors(text: &str) -> Vec<String> {
-    parse(text.as_bytes()).unwrap_err().iter().map(Problem::to_string).collect()
+    parse(text.as_bytes())
+        .unwrap_err()
+        .iter()
+        .map(Problem::to_string)
+        .collect()
 }
 
 #[test]
 fn a_full_pod_is_read() {
     let pods = parse(FULL.as_bytes()).unwrap();
-    let [pod] = pods.as_slice() else { panic!("{pods:?}") };
+    let [pod] = pods.as_slice() else {
+        panic!("{pods:?}")
+    };
     assert_eq!(pod.key(), "edge/iris");
     assert_eq!(pod.spec.restart_policy, RestartPolicy::OnFailure);
     let container = &pod.spec.containers[0];
@@ -59,10 +65,13 @@ fn a_full_pod_is_read() {
     assert_eq!(container.ports[0].host_port, Some(18080));
     assert_eq!(container.security_context.capabilities.add, ["NET_BIND_SERVICE"]);
     assert_eq!(pod.user(container).as_deref(), Some("1000"));
-    assert_eq!(pod.spec.volumes[1].source, VolumeSource::HostPath {
-        path: "/etc/hostname".into(),
-        kind: HostPathType::File
-    });
+    assert_eq!(
+        pod.spec.volumes[1].source,
+        VolumeSource::HostPath {
+            path: "/etc/hostname".into(),
+            kind: HostPathType::File
+        }
+    );
 }
 
 #[test]
@@ -77,8 +86,14 @@ fn several_documents_and_empty_ones() {
     let one = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i:1}]}\n";
     let two = one.replace("name: a", "name: b");
     let pods = parse(format!("---\n{one}---\n# nothing here\n---\n{two}").as_bytes()).unwrap();
-    assert_eq!(pods.iter().map(Pod::key).collect::<Vec<_>>(), ["default/a", "default/b"]);
-    assert_eq!(errors(&format!("{one}---\n{one}")), ["metadata.name: a second Pod named default/a, line 6"]);
+    assert_eq!(
+        pods.iter().map(Pod::key).collect::<Vec<_>>(),
+        ["default/a", "default/b"]
+    );
+    assert_eq!(
+        errors(&format!("{one}---\n{one}")),
+        ["metadata.name: a second Pod named default/a, line 6"]
+    );
     assert_eq!(parse(b"").unwrap(), []);
     assert_eq!(parse(b"# only a comment\n").unwrap(), []);
 }
@@ -86,17 +101,37 @@ fn several_documents_and_empty_ones() {
 #[test]
 fn mistakes_are_named_with_their_line() {
     for (from, to, expected) in [
-        ("    image: 127", "    imge: 127", "spec.containers[0].image: missing, line 20"),
-        ("  restartPolicy: On", "  restartPolcy: On", "spec.restartPolcy: unknown field, line 12"),
-        ("  restartPolicy: OnFailure", "  initContainers: [{}]", "spec.initContainers: not supported yet, line 12"),
+        (
+            "    image: 127",
+            "    imge: 127",
+            "spec.containers[0].image: missing, line 20",
+        ),
+        (
+            "  restartPolicy: On",
+            "  restartPolcy: On",
+            "spec.restartPolcy: unknown field, line 12",
+        ),
+        (
+            "  restartPolicy: OnFailure",
+            "  initContainers: [{}]",
+            "spec.initContainers: not supported yet, line 12",
+        ),
         (
             "  restartPolicy: OnFailure",
             "  restartPolicy: Sometimes",
             "spec.restartPolicy: \"Sometimes\" is not one of \"Always\", \"OnFailure\", \"Never\", line 12",
         ),
-        ("kind: Pod", "kind: Deployment", "kind: Deployment is not supported yet; write a Pod, line 3"),
+        (
+            "kind: Pod",
+            "kind: Deployment",
+            "kind: Deployment is not supported yet; write a Pod, line 3",
+        ),
         ("kind: Pod", "", "kind: missing; write \"kind: Pod\", line 2"),
-        ("apiVersion: v1", "apiVersion: v2", "apiVersion: a Pod has apiVersion v1, line 2"),
+        (
+            "apiVersion: v1",
+            "apiVersion: v2",
+            "apiVersion: a Pod has apiVersion v1, line 2",
+        ),
         (
             "  name: iris",
             "  name: Iris_1",
@@ -132,8 +167,16 @@ fn mistakes_are_named_with_their_line() {
             "mountPath: ../site",
             "spec.containers[0].volumeMounts[1].mountPath: \"../site\" is not an absolute path without \"..\", line 35",
         ),
-        ("    emptyDir: {}", "    secret: {secretName: x}", "spec.volumes[0].secret: not supported yet, line 16"),
-        ("    emptyDir: {}", "", "spec.volumes[0]: a volume has either emptyDir or hostPath, line 15"),
+        (
+            "    emptyDir: {}",
+            "    secret: {secretName: x}",
+            "spec.volumes[0].secret: not supported yet, line 16",
+        ),
+        (
+            "    emptyDir: {}",
+            "",
+            "spec.volumes[0]: a volume has either emptyDir or hostPath, line 15",
+        ),
         (
             "      allowPrivilegeEscalation: false",
             "      privileged: true",
@@ -162,32 +205,46 @@ fn mistakes_are_named_with_their_line() {
         if expected.is_empty() {
             assert_eq!(found.len(), 1, "{found:?}");
         } else {
-            assert!(found.iter().any(|line| line == expected), "{to:?}: expected {expected:?} in {found:#?}");
+            assert!(
+                found.iter().any(|line| line == expected),
+                "{to:?}: expected {expected:?} in {found:#?}"
+            );
         }
     }
 }
 
 #[test]
 fn several_mistakes_come_in_the_order_of_the_file() {
-    let text = FULL.replace("metadata:", "metdata:").replace("    command:", "    comand:");
-    assert_eq!(errors(&text), [
-        "metadata: missing, line 2",
-        "metdata: unknown field, line 4",
-        "spec.containers[0].comand: unknown field, line 22",
-    ]);
+    let text = FULL
+        .replace("metadata:", "metdata:")
+        .replace("    command:", "    comand:");
+    assert_eq!(
+        errors(&text),
+        [
+            "metadata: missing, line 2",
+            "metdata: unknown field, line 4",
+            "spec.containers[0].comand: unknown field, line 22",
+        ]
+    );
 }
 
 #[test]
 fn a_second_container_is_refused_with_its_line() {
     let text = FULL.replace("status: {}", "  - name: two\n    image: i:1\n");
-    assert_eq!(errors(&text), ["spec.containers[1]: more than one container is not supported yet, line 41"]);
+    assert_eq!(
+        errors(&text),
+        ["spec.containers[1]: more than one container is not supported yet, line 41"]
+    );
 }
 
 #[test]
 fn the_number_of_problems_is_bounded() {
     let many: String = (0..1000).map(|n| format!("x{n}: 1\n")).collect();
     assert_eq!(errors(&format!("{many}{FULL}")).len(), MAX_PROBLEMS);
-    assert_eq!(errors("just a string"), ["expected a mapping, got a string, line 1"]);
+    assert_eq!(
+        errors("just a string"),
+        ["expected a mapping, got a string, line 1"]
+    );
 }
 
 #[test]
