@@ -3,6 +3,9 @@
 //! A field of Kubernetes that is not honoured is refused by name, and so is one that does not exist: a board must
 //! not run something other than what was written. `null` is the same as leaving a field out, as in Kubernetes.
 
+mod check;
+mod known;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -11,6 +14,9 @@ use crate::pod::{
     RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
 };
 use crate::yaml::{self, Node, Value};
+use check::{
+    absolute_path, clip, default_pull_policy, dns_label, dns_subdomain, image_reference, ip_address,
+};
 
 /// A file with more mistakes than this is the wrong file.
 const MAX_PROBLEMS: usize = 20;
@@ -362,14 +368,12 @@ impl Reader {
             .unwrap_or_else(|| "default".to_owned());
         let labels = self.string_map(&mut fields, "labels");
         let annotations = self.string_map(&mut fields, "annotations");
-        let uid = self.checked(&mut fields, "uid", uid);
-        self.finish(fields, METADATA_KNOWN);
+        self.finish(fields, known::METADATA);
         Some(Metadata {
             name: name?,
             namespace,
             labels,
             annotations,
-            uid,
         })
     }
 
@@ -425,7 +429,7 @@ impl Reader {
             false,
             "a pod always has its own IPC namespace",
         );
-        self.finish(fields, SPEC_KNOWN);
+        self.finish(fields, known::SPEC);
         Some(PodSpec {
             containers,
             volumes,
@@ -455,7 +459,7 @@ impl Reader {
         let mut fields = self.fields("spec.securityContext".to_owned(), node);
         let run_as_user = self.id(&mut fields, "runAsUser");
         let run_as_group = self.id(&mut fields, "runAsGroup");
-        self.finish(fields, POD_SECURITY_KNOWN);
+        self.finish(fields, known::POD_SECURITY);
         PodSecurity {
             run_as_user,
             run_as_group,
@@ -500,7 +504,7 @@ impl Reader {
             None => Security::default(),
             Some(node) => self.security(&format!("{path}.securityContext"), node),
         };
-        self.finish(fields, CONTAINER_KNOWN);
+        self.finish(fields, known::CONTAINER);
         let image = image?;
         Some(Container {
             name: name?,
@@ -541,7 +545,7 @@ impl Reader {
             security.capabilities.drop = self.capabilities(&mut sets, "drop");
             self.finish(sets, &[]);
         }
-        self.finish(fields, SECURITY_KNOWN);
+        self.finish(fields, known::SECURITY);
         security
     }
 
@@ -692,7 +696,7 @@ impl Reader {
                 self.finish(inner, &["medium", "sizeLimit"]);
             }
             let host = host.and_then(|node| self.host_path(&format!("{path}.hostPath"), node));
-            self.finish(item, VOLUME_KNOWN);
+            self.finish(item, known::VOLUME);
             let source = match (empty, host) {
                 (Some(_), None) => VolumeSource::EmptyDir {},
                 (None, Some(source)) => source,
@@ -729,211 +733,6 @@ impl Reader {
         Some(VolumeSource::HostPath { path: host?, kind })
     }
 }
-
-/// Kubernetes' rule: a tag `latest`, or none, is asked for again; a digest or another tag is not.
-fn default_pull_policy(image: &str) -> PullPolicy {
-    if image.contains('@') {
-        return PullPolicy::IfNotPresent;
-    }
-    let last = image.rsplit('/').next().unwrap_or(image);
-    match last.split_once(':') {
-        None | Some((_, "latest")) => PullPolicy::Always,
-        Some(_) => PullPolicy::IfNotPresent,
-    }
-}
-
-/// Foreign text in a message, at a length that a log line can bear.
-fn clip(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(80).collect()
-}
-
-fn dns_label(text: &str) -> Result<(), String> {
-    let good = (1..=63).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if good {
-        return Ok(());
-    }
-    Err(format!(
-        "{:?} is not a DNS label (a-z, 0-9 and \"-\" inside, at most 63)",
-        clip(text)
-    ))
-}
-
-fn dns_subdomain(text: &str) -> Result<(), String> {
-    if text.len() <= 253 && text.split('.').all(|label| dns_label(label).is_ok()) {
-        return Ok(());
-    }
-    Err(format!(
-        "{:?} is not a DNS name (a-z, 0-9, \"-\" and \".\" inside, at most 253)",
-        clip(text)
-    ))
-}
-
-fn uid(text: &str) -> Result<(), String> {
-    let good = (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if good {
-        Ok(())
-    } else {
-        Err(format!(
-            "{:?} is not a UID (a-z, 0-9 and \"-\", at most 64)",
-            clip(text)
-        ))
-    }
-}
-
-fn absolute_path(text: &str) -> Result<(), String> {
-    if text.len() > 4095 {
-        return Err("the path is longer than 4095 bytes".to_owned());
-    }
-    if !text.starts_with('/') || text.split('/').any(|part| part == "..") {
-        return Err(format!("{:?} is not an absolute path without \"..\"", clip(text)));
-    }
-    Ok(())
-}
-
-fn ip_address(text: &str) -> Result<(), String> {
-    text.parse::<std::net::IpAddr>()
-        .map(|_| ())
-        .map_err(|_| format!("{:?} is not an IP address", clip(text)))
-}
-
-/// The shape only: the registry's client parses it in full before it is used.
-fn image_reference(text: &str) -> Result<(), String> {
-    let good = (1..=512).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@[]".contains(&byte))
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
-    if good {
-        Ok(())
-    } else {
-        Err(format!("{:?} is not an image reference", clip(text)))
-    }
-}
-
-const METADATA_KNOWN: &[&str] = &[
-    "creationTimestamp",
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "finalizers",
-    "generateName",
-    "generation",
-    "managedFields",
-    "ownerReferences",
-    "resourceVersion",
-    "selfLink",
-];
-
-const SPEC_KNOWN: &[&str] = &[
-    "activeDeadlineSeconds",
-    "affinity",
-    "dnsConfig",
-    "dnsPolicy",
-    "enableServiceLinks",
-    "ephemeralContainers",
-    "hostAliases",
-    "hostUsers",
-    "hostnameOverride",
-    "imagePullSecrets",
-    "initContainers",
-    "nodeSelector",
-    "os",
-    "overhead",
-    "preemptionPolicy",
-    "priority",
-    "priorityClassName",
-    "readinessGates",
-    "resourceClaims",
-    "resources",
-    "runtimeClassName",
-    "schedulerName",
-    "schedulingGates",
-    "serviceAccount",
-    "serviceAccountName",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "subdomain",
-    "tolerations",
-    "topologySpreadConstraints",
-    "workloadRef",
-];
-
-const CONTAINER_KNOWN: &[&str] = &[
-    "envFrom",
-    "lifecycle",
-    "livenessProbe",
-    "readinessProbe",
-    "resizePolicy",
-    "resources",
-    "restartPolicy",
-    "restartPolicyRules",
-    "startupProbe",
-    "stdinOnce",
-    "terminationMessagePath",
-    "terminationMessagePolicy",
-    "volumeDevices",
-];
-
-const POD_SECURITY_KNOWN: &[&str] = &[
-    "appArmorProfile",
-    "fsGroup",
-    "fsGroupChangePolicy",
-    "runAsNonRoot",
-    "seLinuxChangePolicy",
-    "seLinuxOptions",
-    "seccompProfile",
-    "supplementalGroups",
-    "supplementalGroupsPolicy",
-    "sysctls",
-    "windowsOptions",
-];
-
-const SECURITY_KNOWN: &[&str] = &[
-    "appArmorProfile",
-    "procMount",
-    "runAsNonRoot",
-    "seLinuxOptions",
-    "seccompProfile",
-    "windowsOptions",
-];
-
-const VOLUME_KNOWN: &[&str] = &[
-    "awsElasticBlockStore",
-    "azureDisk",
-    "azureFile",
-    "cephfs",
-    "cinder",
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "ephemeral",
-    "fc",
-    "flexVolume",
-    "flocker",
-    "gcePersistentDisk",
-    "gitRepo",
-    "glusterfs",
-    "image",
-    "iscsi",
-    "nfs",
-    "persistentVolumeClaim",
-    "photonPersistentDisk",
-    "portworxVolume",
-    "projected",
-    "quobyte",
-    "rbd",
-    "scaleIO",
-    "secret",
-    "storageos",
-    "vsphereVolume",
-];
 
 #[cfg(test)]
 mod tests;

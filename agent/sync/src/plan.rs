@@ -92,6 +92,9 @@ pub enum State {
     Created,
     /// Its process runs.
     Running,
+    /// Its process has ended, but what surrounds it (its monitor, its published ports) has not: it counts as
+    /// running, and there is nothing to do but wait for the news.
+    Ending,
     /// Its process has ended, or could not be started.
     Exited {
         /// When.
@@ -101,6 +104,14 @@ pub enum State {
         /// The exit code; 128 + signal.
         code: i64,
     },
+}
+
+impl State {
+    /// Whether another container of its pod has to wait for it.
+    #[must_use]
+    pub fn lives(self) -> bool {
+        matches!(self, Self::Running | Self::Ending)
+    }
 }
 
 /// What a status shows of a container and no decision needs.
@@ -278,12 +289,17 @@ pub fn crash_delay(crashes: u32, ran: Duration) -> (Duration, u32) {
     (CRASH.delay(crashes), crashes.saturating_add(1))
 }
 
-/// Brings a running container to its end, step by step.
+/// Brings a container to its end, step by step, and removes it.
 fn end(container: &Container, now: Moment, plan: &mut Plan) {
-    if container.state != State::Running {
-        return;
-    }
     let id = container.id.clone();
+    match container.state {
+        State::Running => {}
+        State::Ending => return,
+        State::Created | State::Exited { .. } => {
+            plan.actions.push(Action::Remove { id });
+            return;
+        }
+    }
     match container.kill_at {
         None => plan.actions.push(Action::Terminate { id }),
         Some(at) if at <= now => plan.actions.push(Action::Kill { id }),
@@ -356,7 +372,7 @@ impl<'a> Keeper<'a> {
                     self.prepare(pod, newest.attempt.saturating_add(1), crashes);
                 }
             }
-            None | Some((_, State::Running | State::Exited { .. })) => {}
+            None | Some((_, State::Running | State::Ending | State::Exited { .. })) => {}
         }
         self.clear(pod, newest);
     }

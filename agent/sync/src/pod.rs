@@ -31,9 +31,6 @@ pub struct Metadata {
     /// Annotations, verbatim.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The identity that the file asks for; the source derives one where there is none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
 }
 
 /// The part of `spec` that is honoured.

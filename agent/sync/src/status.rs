@@ -51,7 +51,7 @@ pub fn pod(
         .find(|container| matches!(container.state, State::Exited { .. }));
 
     let phase = phase(desired, observed, newest, before);
-    let running = newest.is_some_and(|container| container.state == State::Running);
+    let running = newest.is_some_and(|container| container.state.lives());
     let created = newest.is_some();
     let container = container_status(desired, observed, newest, dead.copied(), now, before);
     let name = desired
@@ -125,7 +125,7 @@ fn phase(
                 "Failed"
             }
         }
-        Some(State::Running | State::Exited { .. }) => "Running",
+        Some(State::Running | State::Ending | State::Exited { .. }) => "Running",
         // The container of a finished pod was deleted by hand: how it ended is not known any more.
         None if observed.finished.contains(&desired.uid) => {
             if desired.pod.spec.restart_policy == RestartPolicy::OnFailure {
@@ -190,12 +190,14 @@ fn container_status(
     let spec = desired.pod.spec.containers.first();
     let image = spec.map_or("", |container| container.image.as_str());
     let name = spec.map_or("", |container| container.name.as_str());
-    let running = newest.is_some_and(|container| container.state == State::Running);
+    let running = newest.is_some_and(|container| container.state.lives());
     let mut last = dead.map(terminated);
     let state = match newest {
         None => waiting(desired, observed, now),
         Some(container) => match container.state {
-            State::Running => json!({ "running": { "startedAt": container.detail.started_at } }),
+            State::Running | State::Ending => {
+                json!({ "running": { "startedAt": container.detail.started_at } })
+            }
             State::Created => match observed.troubles.get(&desired.uid) {
                 Some(_) => waiting(desired, observed, now),
                 None => json!({ "waiting": { "reason": "ContainerCreating" } }),

@@ -375,6 +375,7 @@ enum Event {
     Pass { seconds: u32 },
     Steal { index: usize },
     PersonStarts { index: usize },
+    MonitorsEnd,
     Step,
 }
 
@@ -491,7 +492,7 @@ impl World {
                 }
                 Action::Start { id } => {
                     let key = self.container(&id).key.clone();
-                    let running = |c: &&Container| c.key == key && c.state == State::Running;
+                    let running = |c: &&Container| c.key == key && c.state.lives();
                     assert_eq!(
                         self.observed.containers.iter().filter(running).count(),
                         0,
@@ -514,7 +515,7 @@ impl World {
                     };
                 }
                 Action::Remove { id } => {
-                    assert_ne!(self.container(&id).state, State::Running, "removes what runs");
+                    assert!(!self.container(&id).state.lives(), "removes what runs");
                     self.observed.containers.retain(|container| container.id != id);
                 }
                 Action::Forget { key } => self.slots.get_mut(&key).expect("a slot").previous = None,
@@ -541,6 +542,21 @@ impl World {
         if let Some(desired) = self.desired(&uid) {
             desired.digest = Some(digest);
         }
+    }
+
+    /// What has ended ends altogether; whether there was such a container.
+    fn monitors_end(&mut self) -> bool {
+        let state = State::Exited {
+            at: self.now,
+            ran: SECOND,
+            code: 137,
+        };
+        let ending = self
+            .observed
+            .containers
+            .iter_mut()
+            .filter(|container| container.state == State::Ending);
+        ending.map(|container| container.state = state).count() > 0
     }
 
     fn apply(&mut self, event: &Event) {
@@ -579,6 +595,9 @@ impl World {
                     container.kill_at = None;
                 }
             }
+            Event::MonitorsEnd => {
+                self.monitors_end();
+            }
             Event::Step => {
                 self.step(false);
             }
@@ -596,6 +615,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0..400u32).prop_map(|seconds| Event::Pass { seconds }),
         1 => (0..4usize).prop_map(|index| Event::Steal { index }),
         1 => (0..4usize).prop_map(|index| Event::PersonStarts { index }),
+        2 => Just(Event::MonitorsEnd),
         8 => Just(Event::Step),
     ]
 }
@@ -615,6 +635,7 @@ proptest! {
         for _ in 0..200 {
             let acted = world.step(false);
             let fetching = world.observed.fetching.is_some();
+            let acted = world.monitors_end() || acted;
             world.fetched(true);
             if !acted && !fetching {
                 let slots: Vec<Slot> = world.slots.values().cloned().collect();
