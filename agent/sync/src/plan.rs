@@ -270,11 +270,6 @@ pub fn plan(desired: &[Slot], observed: &Observed, now: Moment) -> Plan {
         .filter(|container| !keys.contains(&container.key))
     {
         end(container, now, &mut plan);
-        if container.state != State::Running {
-            plan.actions.push(Action::Remove {
-                id: container.id.clone(),
-            });
-        }
     }
     if observed.fetching.is_none() {
         plan.actions.extend(fetch);
@@ -351,11 +346,7 @@ impl<'a> Keeper<'a> {
         match newest.map(|newest| (newest, newest.state)) {
             None if !finished => self.prepare(pod, 0, 0),
             Some((newest, State::Created)) => {
-                if self
-                    .of_key
-                    .iter()
-                    .all(|container| container.state != State::Running)
-                {
+                if !self.of_key.iter().any(|container| container.state.lives()) {
                     self.plan.actions.push(Action::Start {
                         id: newest.id.clone(),
                     });
@@ -395,11 +386,6 @@ impl<'a> Keeper<'a> {
                 continue;
             }
             end(container, self.now, self.plan);
-            if container.state != State::Running {
-                self.plan.actions.push(Action::Remove {
-                    id: container.id.clone(),
-                });
-            }
         }
     }
 

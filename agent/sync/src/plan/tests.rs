@@ -570,10 +570,14 @@ impl World {
                 let now = self.now;
                 let running = |c: &&mut Container| c.state == State::Running;
                 if let Some(container) = self.observed.containers.iter_mut().filter(running).nth(index) {
-                    container.state = State::Exited {
-                        at: now,
-                        ran: SECOND * 3,
-                        code,
+                    // Seen before or after its monitor has ended, too.
+                    container.state = match code {
+                        0 => State::Ending,
+                        code => State::Exited {
+                            at: now,
+                            ran: SECOND * 3,
+                            code,
+                        },
                     };
                 }
             }
