@@ -1,0 +1,382 @@
+//! The client of an OCI distribution registry: manifests, blobs, referrers, over links that break.
+//!
+//! Blocking, one connection at a time. What always holds:
+//!
+//! * a byte that arrived is not asked for again, unless its blob turned out to be wrong;
+//! * nothing is kept because a registry said so: manifests and blobs count once their digest does;
+//! * credentials go to the registry's own origin and to the token service it names, never along a redirect, never into a log;
+//! * every body, header and list is bounded before it takes memory.
+//!
+//! ```text
+//! blob.rs upload.rs manifest.rs referrers.rs    what is asked for
+//!        exchange.rs                            one request: login, redirects, status -> Failure
+//!        retry.rs range.rs auth.rs endpoint.rs  decisions, no I/O
+//!        wire.rs tls.rs                         the link
+//! ```
+
+mod auth;
+mod blob;
+mod endpoint;
+mod exchange;
+mod manifest;
+mod range;
+mod referrers;
+mod retry;
+mod tls;
+mod upload;
+mod wire;
+
+#[cfg(test)]
+mod hostile;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::Class;
+use crate::digest::Digest;
+use crate::reference::Reference;
+
+pub use auth::Login;
+pub use manifest::{Fetched, Head};
+
+use endpoint::Url;
+use exchange::Failure;
+use retry::{Fault, Next, Retry};
+
+/// Without a byte for this long a connection is taken for dead. LTE hand-overs take 2-5 s.
+const STALL: Duration = Duration::from_secs(8);
+/// The longest wait for one address to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a registry that has answered before is waited for without one new byte.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a waiting client looks whether it was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(100);
+
+/// Why a registry did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody answered, or not for long enough.
+    #[error("registry {host}: {reason}")]
+    Unreachable {
+        /// The registry.
+        host: String,
+        /// What the last try met.
+        reason: String,
+    },
+    /// The registry has no such thing.
+    #[error("{what}: not found in registry {host}")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+    },
+    /// The registry wants another account, or any.
+    #[error("{what}: registry {host} denies access: {reason}")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What it said, and what could be done.
+        reason: String,
+    },
+    /// The registry answered with an error status.
+    #[error("{what}: registry {host} answered {status}{detail}")]
+    Status {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The registry's own words, with a separator in front, or nothing.
+        detail: String,
+    },
+    /// The bytes are not those of the digest.
+    #[error("{what}: expected {expected}, got {got} after {size} bytes")]
+    Digest {
+        /// What was fetched: `manifest` or `layer` with its digest.
+        what: String,
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        got: Digest,
+        /// How much came.
+        size: u64,
+    },
+    /// The registry, or something that answers in its place, does not speak the protocol.
+    #[error("{what}: registry {host}: {reason}")]
+    Protocol {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// TLS cannot be set up or does not verify.
+    #[error("registry {host}: {reason}")]
+    Tls {
+        /// The registry.
+        host: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// The login file cannot be used.
+    #[error("registry login: {0}")]
+    Login(String),
+    /// A document is not what its media type says.
+    #[error("{what}: {source}")]
+    Document {
+        /// Which one.
+        what: String,
+        /// What is wrong with it.
+        source: crate::manifest::Error,
+    },
+    /// The store could not take or give bytes.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+    /// A local file could not be read.
+    #[error("{what}: {source}")]
+    Local {
+        /// Which one.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The caller asked for it to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// What the failure means to whoever may try again.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Unreachable { .. } | Error::Cancelled => Class::Transient,
+            Error::Status { status, .. } if *status == 429 || *status >= 500 => Class::Transient,
+            Error::Digest { .. } => Class::Corrupt,
+            Error::Store(e) => e.class(),
+            Error::Document { source, .. } => source.class(),
+            _ => Class::Permanent,
+        }
+    }
+}
+
+/// How a [`Client`] behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Registries (`host[:port]`) whose TLS is not verified and that may speak plain HTTP. Loopback always may.
+    pub insecure: Vec<String>,
+    /// The account to use, at whichever registry; without one docker's config.json is asked.
+    pub login: Option<Login>,
+    /// docker's config.json; by default `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
+    pub docker_config: Option<PathBuf>,
+    /// How long a registry that has answered before is waited for without one new byte.
+    pub patience: Duration,
+    /// Set by another thread to make every call return [`Error::Cancelled`] within moments.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            insecure: Vec::new(),
+            login: None,
+            docker_config: auth::docker_config_path(),
+            patience: PATIENCE,
+            cancel: None,
+        }
+    }
+}
+
+/// What crossed the link since the client was made: TLS, headers and bodies, as far as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wire {
+    /// Bytes received.
+    pub down: u64,
+    /// Bytes sent.
+    pub up: u64,
+}
+
+/// A client of registries. Cheap to make; drop it when a pull or push is done, connections and certificates go with it.
+pub struct Client {
+    options: Options,
+    meter: Arc<wire::Meter>,
+    addresses: Arc<wire::Addresses>,
+    /// Plain HTTP and verified TLS are set up apart: the certificates are read only when TLS is spoken.
+    plain: OnceLock<ureq::Agent>,
+    verified: OnceLock<ureq::Agent>,
+    unverified: OnceLock<ureq::Agent>,
+    hosts: Mutex<HashMap<String, Host>>,
+}
+
+/// What was learnt about one registry.
+#[derive(Default, Clone)]
+struct Host {
+    /// It answered at least once.
+    reached: bool,
+    /// TLS or not, once decided.
+    secure: Option<bool>,
+    /// The last bearer challenge, so that a token for another scope needs no 401 first.
+    challenge: Option<auth::Challenge>,
+    /// Tokens by scope, with the moment from which they are no longer used.
+    tokens: HashMap<String, (auth::Token, Instant)>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("options", &self.options)
+            .field("wire", &self.wire())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client with no connection yet.
+    pub fn new(options: Options) -> Client {
+        Client {
+            options,
+            meter: Arc::default(),
+            addresses: Arc::default(),
+            plain: OnceLock::new(),
+            verified: OnceLock::new(),
+            unverified: OnceLock::new(),
+            hosts: Mutex::default(),
+        }
+    }
+
+    /// What crossed the link so far.
+    pub fn wire(&self) -> Wire {
+        Wire {
+            down: self.meter.down(),
+            up: self.meter.up(),
+        }
+    }
+
+    fn host<T>(&self, authority: &str, change: impl FnOnce(&mut Host) -> T) -> T {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        change(hosts.entry(authority.to_owned()).or_default())
+    }
+
+    fn check_cancelled(&self) -> Result<(), Error> {
+        match &self.options.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    fn pause(&self, wait: Duration) -> Result<(), Error> {
+        let until = Instant::now() + wait;
+        loop {
+            self.check_cancelled()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(CANCEL_LOOK));
+        }
+    }
+
+    fn is_insecure(&self, authority: &str) -> bool {
+        self.options
+            .insecure
+            .iter()
+            .any(|host| host.eq_ignore_ascii_case(authority))
+    }
+
+    fn retry(&self, reference: &Reference) -> Retry {
+        let reached = self.host(reference.api_host(), |host| host.reached);
+        Retry::new(reached, self.options.patience)
+    }
+
+    /// Repeats a small request until it succeeds, fails for good, or is given up on.
+    fn persist<T>(
+        &self,
+        reference: &Reference,
+        what: &str,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let mut retry = self.retry(reference);
+        loop {
+            self.check_cancelled()?;
+            let begun = Instant::now();
+            let (fault, reason) = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Failure::Final(error)) => return Err(*error),
+                Err(Failure::Retry(fault, reason)) => (fault, reason),
+            };
+            self.wait_or_give_up(&mut retry, reference, what, fault, &reason, begun.elapsed())?;
+        }
+    }
+
+    /// After a fault: waits as `retry` decides, or returns the error. True when the prefix is to be thrown away.
+    fn wait_or_give_up(
+        &self,
+        retry: &mut Retry,
+        reference: &Reference,
+        what: &str,
+        fault: Fault,
+        reason: &str,
+        spent: Duration,
+    ) -> Result<bool, Error> {
+        if self.host(reference.api_host(), |host| host.reached) {
+            retry.answered();
+        }
+        match retry.after(fault, spent, random()) {
+            Next::Wait(wait) => {
+                tracing::debug!(
+                    what,
+                    ?fault,
+                    reason,
+                    wait_ms = wait.as_millis() as u64,
+                    "trying again"
+                );
+                self.pause(wait)?;
+                Ok(false)
+            }
+            Next::StartOver => {
+                tracing::warn!(what, "the registry does not serve ranges of it: starting over");
+                Ok(true)
+            }
+            Next::GiveUp => {
+                let host = reference.registry().to_owned();
+                Err(match fault {
+                    Fault::Foreign => Error::Protocol {
+                        what: what.to_owned(),
+                        host,
+                        reason: reason.to_owned(),
+                    },
+                    _ => Error::Unreachable {
+                        host,
+                        reason: reason.to_owned(),
+                    },
+                })
+            }
+        }
+    }
+
+    /// The address of `path` below `/v2/REPOSITORY/`.
+    fn url(&self, reference: &Reference, path: &str) -> Result<Url, Failure> {
+        let secure = self.speaks_tls(reference)?;
+        Ok(Url::at(
+            secure,
+            reference.api_host(),
+            &format!("/v2/{}/{path}", reference.repository()),
+        ))
+    }
+}
+
+/// Jitter; not a secret.
+fn random() -> u32 {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0; 4];
+    // Without randomness the jitter is constant, which is no fault.
+    let _ = ring::rand::SystemRandom::new().fill(&mut bytes);
+    u32::from_ne_bytes(bytes)
+}
