@@ -1,0 +1,530 @@
+//! The encoder: the new tar as operations over the old image's files.
+//!
+//! The operations follow the new tar from its first byte to its last. Headers, padding and whatever is not understood are DATA. A regular
+//! file is, in this order: a copy of an old file with the same bytes; aligned with the old file of the same path; with one of a similar
+//! name; with the one that shares the most chunks with it; or DATA.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+use super::{MAGIC_V1, WINDOW_LOG_MAX, code};
+use crate::Class;
+use crate::align::align;
+use crate::chunk::{Chunk, chunks};
+use crate::similar::{self, Name};
+use crate::tar::{Entries, Entry};
+use crate::tree::{File, Tree};
+
+/// The longest old file that is aligned byte by byte: the suffix array takes four bytes for each of them. Longer files are compared by chunks.
+const MAX_ALIGNED: u64 = 192 << 20;
+
+/// The most memory that encoding takes, in bytes, for files of any size: an old file at [`MAX_ALIGNED`], its suffix array, a new file of
+/// that size, the compressor, and the chunk index of a layer of 8 GB.
+pub const MEMORY_LIMIT: u64 = 6 * MAX_ALIGNED + (128 << 20) + (192 << 20);
+
+/// zstd's level. 19 is the highest whose window is [`WINDOW_LOG_MAX`].
+const LEVEL: i32 = 19;
+
+/// The shortest run of equal bytes inside aligned bytes that is worth a COPY of its own: two operations cost about six bytes.
+const MIN_COPY: usize = 32;
+
+/// The longest DATA operation.
+const MAX_DATA: usize = 1 << 20;
+
+/// The most bytes of operations that are held back: a window's worth.
+const MAX_HELD: usize = 1 << WINDOW_LOG_MAX;
+
+/// How much is read of a tar at a time.
+const BUFFER: usize = 1 << 16;
+
+/// Why a patch was not made.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// An old layer is not a tar.
+    Old(io::Error),
+    /// The new layer cannot be read.
+    New(io::Error),
+    /// The patch cannot be written.
+    Patch(io::Error),
+}
+
+impl EncodeError {
+    /// What retry logic may do.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Old(error) if error.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
+            _ => Class::Transient,
+        }
+    }
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Old(_) => "delta: cannot read the old layer",
+            Self::New(_) => "delta: cannot read the new layer",
+            Self::Patch(_) => "delta: cannot write the patch",
+        })
+    }
+}
+
+impl std::error::Error for EncodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Old(error) | Self::New(error) | Self::Patch(error) => Some(error),
+        }
+    }
+}
+
+/// What a patch is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// The length of the tar that the patch makes.
+    pub output: u64,
+    /// Bytes of it that are copied from old files.
+    pub copied: u64,
+    /// Bytes of it that are made of old bytes and differences.
+    pub added: u64,
+    /// Bytes of it that the patch carries as they are.
+    pub data: u64,
+}
+
+/// Makes tar-diffs against one old image. The same input gives the same patch.
+pub struct Encoder<R> {
+    layers: Vec<R>,
+    tree: Tree,
+    /// All old files' chunks, made when they are first asked for: hash to file and place.
+    chunks: Option<BTreeMap<u64, (usize, Chunk)>>,
+    names: BTreeMap<Name, Vec<usize>>,
+}
+
+impl<R: Read + Seek> Encoder<R> {
+    /// An encoder against the image of these uncompressed layer tars, the lowest first.
+    ///
+    /// # Errors
+    /// [`EncodeError::Old`] when one of them is not a tar or cannot be read.
+    pub fn new(mut layers: Vec<R>) -> Result<Self, EncodeError> {
+        let tree = Tree::of_layers(&mut layers).map_err(EncodeError::Old)?;
+        let names = similar::index(&tree.files);
+        Ok(Self {
+            layers,
+            tree,
+            chunks: None,
+            names,
+        })
+    }
+
+    /// Writes the tar-diff that makes the uncompressed layer tar `new` to `patch`.
+    ///
+    /// # Errors
+    /// Any of [`EncodeError`].
+    pub fn encode<N: Read + Seek, W: Write>(
+        &mut self,
+        new: &mut N,
+        mut patch: W,
+    ) -> Result<Encoded, EncodeError> {
+        let end = new.seek(SeekFrom::End(0)).map_err(EncodeError::New)?;
+        let wanted = wanted(new, end);
+        patch.write_all(&MAGIC_V1).map_err(EncodeError::Patch)?;
+        let mut operations = Operations::new(Compressor::new(patch));
+        let mut at = 0;
+        for entry in wanted {
+            copy_data(new, at..entry.offset, &mut operations)?;
+            self.file(new, &entry, &mut operations)?;
+            at = entry.offset + entry.size;
+        }
+        copy_data(new, at..end, &mut operations)?;
+        let (compressor, encoded) = operations.finish().map_err(EncodeError::Patch)?;
+        compressor.finish().map_err(EncodeError::Patch)?;
+        debug_assert_eq!(encoded.output, end);
+        Ok(encoded)
+    }
+
+    /// Encodes the bytes of one regular file.
+    fn file<N: Read + Seek, W: Write>(
+        &mut self,
+        new: &mut N,
+        entry: &Entry,
+        operations: &mut Operations<W>,
+    ) -> Result<(), EncodeError> {
+        let place = entry.offset..entry.offset + entry.size;
+        if entry.size > MAX_ALIGNED {
+            return self.by_chunks(new, place, operations);
+        }
+        let bytes = load(new, place).map_err(EncodeError::New)?;
+        if let Some(old) = self.equal(&bytes)? {
+            return operations
+                .copy(&self.tree.files[old], 0, entry.size)
+                .map_err(EncodeError::Patch);
+        }
+        let Some(source) = self.source(entry, &bytes)? else {
+            return operations.data(&bytes).map_err(EncodeError::Patch);
+        };
+        let file = &self.tree.files[source];
+        let old = load(&mut self.layers[file.layer], file.place()).map_err(EncodeError::Old)?;
+        for piece in align(&old, &bytes) {
+            operations
+                .like(
+                    file,
+                    piece.old,
+                    &old[piece.old..piece.old + piece.like.len()],
+                    &bytes[piece.like],
+                )
+                .and_then(|()| operations.data(&bytes[piece.fresh]))
+                .map_err(EncodeError::Patch)?;
+        }
+        Ok(())
+    }
+
+    /// The old file with exactly these bytes.
+    fn equal(&mut self, bytes: &[u8]) -> Result<Option<usize>, EncodeError> {
+        let Some(old) = self.tree.by_content(bytes) else {
+            return Ok(None);
+        };
+        let file = &self.tree.files[old];
+        let equal = load(&mut self.layers[file.layer], file.place()).map_err(EncodeError::Old)? == bytes;
+        Ok(equal.then_some(old))
+    }
+
+    /// The old file to align this one with.
+    fn source(&mut self, entry: &Entry, bytes: &[u8]) -> Result<Option<usize>, EncodeError> {
+        let files = &self.tree.files;
+        let fits =
+            |&file: &usize| files[file].size <= MAX_ALIGNED && similar::in_size(files[file].size, entry.size);
+        let path = crate::tree::normal(&entry.path);
+        let by_path = path
+            .as_ref()
+            .and_then(|path| self.tree.by_path(path))
+            .filter(fits);
+        let by_name = || {
+            let path = path.as_ref()?;
+            similar::keys(path).into_iter().find_map(|name| {
+                let same = self.names.get(&name)?.iter().copied().filter(fits);
+                same.min_by_key(|&file| (files[file].size.abs_diff(entry.size), file))
+            })
+        };
+        if let Some(found) = by_path.or_else(by_name) {
+            return Ok(Some(found));
+        }
+        // The file that shares the most bytes with it, if these are worth the work.
+        let mut votes = BTreeMap::<usize, u64>::new();
+        let index = self.chunks()?;
+        for chunk in chunks(bytes) {
+            if let Some((file, _)) = index.get(&chunk.hash) {
+                *votes.entry(*file).or_default() += chunk.size as u64;
+            }
+        }
+        let best = votes
+            .into_iter()
+            .max_by_key(|&(file, bytes)| (bytes, std::cmp::Reverse(file)));
+        let files = &self.tree.files;
+        Ok(best
+            .filter(|&(file, bytes)| bytes * 10 >= entry.size && files[file].size <= MAX_ALIGNED)
+            .map(|(file, _)| file))
+    }
+
+    /// Encodes a file that is too long to be aligned: chunks that an old file has are copied.
+    fn by_chunks<N: Read + Seek, W: Write>(
+        &mut self,
+        new: &mut N,
+        place: Range<u64>,
+        operations: &mut Operations<W>,
+    ) -> Result<(), EncodeError> {
+        let mut at = place.start;
+        while at < place.end {
+            let part = at..place.end.min(at + MAX_ALIGNED);
+            at = part.end;
+            let bytes = load(new, part).map_err(EncodeError::New)?;
+            for chunk in chunks(&bytes) {
+                let fresh = &bytes[chunk.offset..chunk.offset + chunk.size];
+                if let Some((file, old)) = self
+                    .chunks()?
+                    .get(&chunk.hash)
+                    .copied()
+                    .filter(|(_, old)| old.size == chunk.size)
+                {
+                    let file = &self.tree.files[file];
+                    let start = file.offset + old.offset as u64;
+                    let known = load(&mut self.layers[file.layer], start..start + old.size as u64)
+                        .map_err(EncodeError::Old)?;
+                    if known == fresh {
+                        operations
+                            .copy(file, old.offset as u64, old.size as u64)
+                            .map_err(EncodeError::Patch)?;
+                        continue;
+                    }
+                }
+                operations.data(fresh).map_err(EncodeError::Patch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn chunks(&mut self) -> Result<&BTreeMap<u64, (usize, Chunk)>, EncodeError> {
+        if self.chunks.is_none() {
+            let mut index = BTreeMap::new();
+            for (number, file) in self.tree.files.iter().enumerate() {
+                let mut at = file.offset;
+                let end = file.offset + file.size;
+                while at < end {
+                    let part = at..end.min(at + MAX_ALIGNED);
+                    let base = (at - file.offset) as usize;
+                    at = part.end;
+                    let bytes = load(&mut self.layers[file.layer], part).map_err(EncodeError::Old)?;
+                    for chunk in chunks(&bytes) {
+                        let chunk = Chunk {
+                            offset: base + chunk.offset,
+                            ..chunk
+                        };
+                        index.entry(chunk.hash).or_insert((number, chunk));
+                    }
+                }
+            }
+            self.chunks = Some(index);
+        }
+        Ok(self.chunks.get_or_insert_default())
+    }
+}
+
+/// The entries of the new tar whose bytes may come from old files. What follows something that is no tar is carried as it is.
+fn wanted<N: Read + Seek>(new: &mut N, end: u64) -> Vec<Entry> {
+    let mut entries = Entries::new(new);
+    let mut wanted = Vec::new();
+    while let Ok(Some(entry)) = entries.next() {
+        if entry.offset.checked_add(entry.size).is_none_or(|last| last > end) {
+            break;
+        }
+        if entry.kind == b'0' && !entry.sparse && entry.size > 0 {
+            wanted.push(entry);
+        }
+    }
+    wanted
+}
+
+fn load<T: Read + Seek>(tar: &mut T, place: Range<u64>) -> io::Result<Vec<u8>> {
+    tar.seek(SeekFrom::Start(place.start))?;
+    let mut bytes = vec![0; (place.end - place.start) as usize];
+    tar.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn copy_data<N: Read + Seek, W: Write>(
+    new: &mut N,
+    place: Range<u64>,
+    operations: &mut Operations<W>,
+) -> Result<(), EncodeError> {
+    let mut at = place.start;
+    while at < place.end {
+        let part = at..place.end.min(at + BUFFER as u64);
+        at = part.end;
+        let bytes = load(new, part).map_err(EncodeError::New)?;
+        operations.data(&bytes).map_err(EncodeError::Patch)?;
+    }
+    Ok(())
+}
+
+/// Compresses operations. Few of them are held back until their number is known, because zstd then takes a smaller window and smaller tables, here and
+/// on the board.
+enum Compressor<W: Write> {
+    Held(Vec<u8>, W),
+    Streaming(zstd::stream::write::Encoder<'static, W>),
+    /// Only while one state becomes the other, and after a failure in between.
+    Broken,
+}
+
+impl<W: Write> Compressor<W> {
+    fn new(patch: W) -> Self {
+        Self::Held(Vec::new(), patch)
+    }
+
+    /// Starts zstd with what is held; `whole` says that nothing follows.
+    fn start(&mut self, whole: bool) -> io::Result<()> {
+        if let Self::Held(held, patch) = std::mem::replace(self, Self::Broken) {
+            let mut encoder = zstd::stream::write::Encoder::new(patch, LEVEL)?;
+            encoder.window_log(WINDOW_LOG_MAX)?;
+            if whole {
+                encoder.set_pledged_src_size(Some(held.len() as u64))?;
+            }
+            encoder.write_all(&held)?;
+            *self = Self::Streaming(encoder);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        if matches!(self, Self::Held(..)) {
+            self.start(true)?;
+        }
+        match self {
+            Self::Streaming(encoder) => encoder.finish()?.flush(),
+            _ => Err(io::Error::other("the compressor failed before")),
+        }
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if let Self::Held(held, _) = self {
+            if held.len() + buf.len() <= MAX_HELD {
+                held.extend_from_slice(buf);
+                return Ok(buf.len());
+            }
+            self.start(false)?;
+        }
+        match self {
+            Self::Streaming(encoder) => encoder.write(buf),
+            _ => Err(io::Error::other("the compressor failed before")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes operations; leaves out what changes nothing and joins what belongs together.
+struct Operations<W> {
+    out: W,
+    data: Vec<u8>,
+    /// A COPY that may still grow.
+    copy: u64,
+    open: Option<String>,
+    offset: u64,
+    encoded: Encoded,
+}
+
+impl<W: Write> Operations<W> {
+    fn new(out: W) -> Self {
+        Self {
+            out,
+            data: Vec::new(),
+            copy: 0,
+            open: None,
+            offset: 0,
+            encoded: Encoded::default(),
+        }
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.flush_copy()?;
+        self.encoded.output += bytes.len() as u64;
+        self.encoded.data += bytes.len() as u64;
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(MAX_DATA - self.data.len()));
+            self.data.extend_from_slice(now);
+            if self.data.len() == MAX_DATA {
+                self.flush_data()?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, file: &File, offset: u64, size: u64) -> io::Result<()> {
+        self.seek(file, offset)?;
+        self.copy += size;
+        self.offset += size;
+        self.encoded.output += size;
+        self.encoded.copied += size;
+        Ok(())
+    }
+
+    /// Bytes that resemble the old bytes at `offset`: equal runs are copied, the rest is added.
+    fn like(&mut self, file: &File, offset: usize, old: &[u8], new: &[u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < new.len() {
+            let equal = old[at..]
+                .iter()
+                .zip(&new[at..])
+                .take_while(|(old, new)| old == new)
+                .count();
+            if equal >= MIN_COPY || at + equal == new.len() {
+                self.copy(file, (offset + at) as u64, equal as u64)?;
+                at += equal;
+                continue;
+            }
+            let end = at + unlike(&old[at..], &new[at..]);
+            self.seek(file, (offset + at) as u64)?;
+            self.flush_copy()?;
+            self.operation(code::ADD_DATA, (end - at) as u64)?;
+            let added: Vec<u8> = new[at..end]
+                .iter()
+                .zip(&old[at..end])
+                .map(|(new, old)| new.wrapping_sub(*old))
+                .collect();
+            self.out.write_all(&added)?;
+            self.offset += added.len() as u64;
+            self.encoded.output += added.len() as u64;
+            self.encoded.added += added.len() as u64;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Makes `offset` of `file` the place that the next operation reads from.
+    fn seek(&mut self, file: &File, offset: u64) -> io::Result<()> {
+        self.flush_data()?;
+        if self.open.as_ref() != Some(&file.path) {
+            self.flush_copy()?;
+            self.operation(code::OPEN, file.path.len() as u64)?;
+            self.out.write_all(file.path.as_bytes())?;
+            self.open = Some(file.path.clone());
+            self.offset = 0;
+        }
+        if self.offset != offset {
+            self.flush_copy()?;
+            self.operation(code::SEEK, offset)?;
+            self.offset = offset;
+        }
+        Ok(())
+    }
+
+    fn flush_data(&mut self) -> io::Result<()> {
+        if !self.data.is_empty() {
+            self.operation(code::DATA, self.data.len() as u64)?;
+            self.out.write_all(&self.data)?;
+            self.data.clear();
+        }
+        Ok(())
+    }
+
+    fn flush_copy(&mut self) -> io::Result<()> {
+        if self.copy > 0 {
+            self.operation(code::COPY, self.copy)?;
+            self.copy = 0;
+        }
+        Ok(())
+    }
+
+    fn operation(&mut self, code: u8, mut size: u64) -> io::Result<()> {
+        let mut bytes = vec![code];
+        while size >= 0x80 {
+            bytes.push(size as u8 | 0x80);
+            size >>= 7;
+        }
+        bytes.push(size as u8);
+        self.out.write_all(&bytes)
+    }
+
+    fn finish(mut self) -> io::Result<(W, Encoded)> {
+        self.flush_data()?;
+        self.flush_copy()?;
+        Ok((self.out, self.encoded))
+    }
+}
+
+/// How many bytes there are before the next run of equal ones that is worth a COPY.
+fn unlike(old: &[u8], new: &[u8]) -> usize {
+    let mut run = 0;
+    for (at, (old, new)) in old.iter().zip(new).enumerate() {
+        run = if old == new { run + 1 } else { 0 };
+        if run == MIN_COPY {
+            return at + 1 - run;
+        }
+    }
+    new.len() - run
+}
