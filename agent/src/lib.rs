@@ -1,1 +1,7 @@
-//! Skeleton.
+//! The command line that people type and the agent that keeps a board in its desired state.
+//!
+//! Both are clients of the same files: [`container`] knows a container's directory and who may change it, [`assemble`]
+//! makes the bundle that `wherry-runtime` is given.
+
+pub mod assemble;
+pub mod container;

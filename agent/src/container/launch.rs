@@ -1,0 +1,308 @@
+//! Where a container meets `wherry-runtime`: its monitor is started, its process signalled, its remains deleted.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::MemfdFlags;
+use serde::{Deserialize, Serialize};
+use wherry_images::Image;
+
+use super::directory::{self, Directory, read_bounded, write_durably};
+use super::observed::Observed;
+use super::spec::{Id, Port, Signal};
+use super::{Container, Containers, Error, process};
+use crate::assemble::{self, Host};
+
+/// A log file is rotated when it is as large as this.
+const LOG_MAX_SIZE: u64 = 10 << 20;
+/// How many log files are kept.
+const LOG_MAX_FILES: u32 = 3;
+/// How much of what the runtime says is read.
+const MESSAGE_MAX: u64 = 4096;
+/// No `monitor.json` is larger.
+const CONFIG_MAX: u64 = 1 << 20;
+
+/// When the process may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// At once.
+    None,
+    /// When the first client is connected to `attach.sock`, so that nothing it writes is missed.
+    Wait,
+}
+
+/// What a monitor is told: `monitor.json`, version 1.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MonitorConfig {
+    version: u32,
+    id: Id,
+    runtime: PathBuf,
+    runtime_root: PathBuf,
+    bundle: PathBuf,
+    terminal: bool,
+    open_stdin: bool,
+    wait_attach: bool,
+    log: LogConfig,
+    ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LogConfig {
+    path: PathBuf,
+    max_size: u64,
+    max_files: u32,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PortConfig {
+    host_ip: std::net::IpAddr,
+    host_port: u16,
+    container_port: u16,
+    protocol: String,
+}
+
+/// Gives each port without a host port one that is free now.
+pub(super) fn choose_ports(ports: &mut [Port]) -> Result<(), Error> {
+    let mut held = Vec::new();
+    for port in ports.iter_mut().filter(|port| port.host_port == 0) {
+        let address = SocketAddr::new(port.host_ip, 0);
+        let listener = TcpListener::bind(address)
+            .and_then(|listener| Ok((listener.local_addr()?.port(), listener)))
+            .map_err(|error| Error::io("listen on", Path::new(&address.to_string()), error))?;
+        port.host_port = listener.0;
+        // Held until all are chosen, so that no two are the same.
+        held.push(listener.1);
+    }
+    Ok(())
+}
+
+/// Starts the monitor and returns when the container runs, or waits to be attached to.
+pub(super) fn start(
+    containers: &Containers,
+    container: &Container,
+    image: &Image,
+    attach: Attach,
+) -> Result<(), Error> {
+    let dir = container.directory();
+    let spec = &container.spec;
+    let mut layers = Vec::new();
+    for diff_id in &image.diff_ids {
+        let layer = containers.store.layer(diff_id)?;
+        layers.push(layer.ok_or_else(|| Error::LayerMissing {
+            image: spec.image_name.clone(),
+            layer: diff_id.to_string(),
+        })?);
+    }
+    let host = Host::read()?;
+    let user = assemble::find_user(&spec.user, &dir.join("upper"), &layers)?;
+    let bundle = assemble::bundle(&assemble::Input {
+        id: &container.id,
+        spec,
+        volumes: &image.config.config.volumes,
+        user: &user,
+        layers: &layers,
+        directory: dir,
+        host: &host,
+    })?;
+    for directory in &bundle.directories {
+        directory::make_directory(&dir.join(directory))?;
+    }
+    for (name, content) in &bundle.files {
+        let path = dir.join(name);
+        fs::write(&path, content).map_err(|error| Error::io("write", &path, error))?;
+    }
+    let config = MonitorConfig {
+        version: 1,
+        id: container.id,
+        runtime: containers.runtime.clone(),
+        runtime_root: runtime_root(containers.store.root())?,
+        bundle: "bundle".into(),
+        terminal: spec.tty,
+        open_stdin: spec.open_stdin,
+        wait_attach: attach == Attach::Wait,
+        log: LogConfig {
+            path: "log".into(),
+            max_size: LOG_MAX_SIZE,
+            max_files: LOG_MAX_FILES,
+        },
+        ports: published(container),
+    };
+    let path = dir.join("monitor.json");
+    let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::io("write", &path, error))?;
+    write_durably(&path, &text)?;
+    let mut monitor = Command::new(&containers.runtime);
+    monitor.arg("monitor").arg("--dir").arg(dir);
+    run(monitor)
+}
+
+fn published(container: &Container) -> Vec<PortConfig> {
+    if container.spec.network != super::Network::Private {
+        return Vec::new();
+    }
+    let one = |port: &Port| PortConfig {
+        host_ip: port.host_ip,
+        host_port: port.host_port,
+        container_port: port.container_port,
+        protocol: "tcp".into(),
+    };
+    container.spec.ports.iter().map(one).collect()
+}
+
+/// Where the runtime keeps its state: in the user's runtime directory, which a reboot empties, or else in the state
+/// directory. Two state directories never share one.
+fn runtime_root(state: &Path) -> Result<PathBuf, Error> {
+    let own = rustix::process::geteuid().as_raw();
+    if let Some(base) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
+        && base.is_absolute()
+        && fs::metadata(&base).is_ok_and(|meta| meta.is_dir() && meta.uid() == own)
+    {
+        let state = fs::canonicalize(state).map_err(|error| Error::io("find", state, error))?;
+        let name = wherry_images::Digest::of(state.as_os_str().as_encoded_bytes());
+        let path = base.join(format!("wherry-{}", name.short()));
+        directory::make_directory(&path)?;
+        return Ok(path);
+    }
+    let path = state.join("run");
+    directory::make_directory(&path)?;
+    fs::canonicalize(&path).map_err(|error| Error::io("find", &path, error))
+}
+
+/// The runtime root that a container was started with: another process of the user may have another environment.
+pub(crate) fn started_root(dir: &Path) -> Result<Option<PathBuf>, Error> {
+    let path = dir.join("monitor.json");
+    let Some(bytes) = read_bounded(&path, CONFIG_MAX)? else {
+        return Ok(None);
+    };
+    let config: MonitorConfig = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::record(&path, directory::Problem::Damaged(error.to_string())))?;
+    Ok(Some(config.runtime_root))
+}
+
+/// Sends a signal to the container's first process.
+pub(super) fn kill(containers: &Containers, container: &Container, signal: Signal) -> Result<(), Error> {
+    let Some(root) = started_root(container.directory())? else {
+        return Err(Error::NotRunning {
+            name: container.spec.name.clone(),
+        });
+    };
+    let mut kill = Command::new(&containers.runtime);
+    kill.arg("--root")
+        .arg(root)
+        .arg("kill")
+        .arg(container.id.hex())
+        .arg(signal.number().to_string());
+    run(kill)
+}
+
+/// Ends and deletes what a lost monitor left behind. The container's lock is held.
+pub(super) fn clean_up(containers: &Containers, dir: &Directory, claim: &Observed) -> Result<(), Error> {
+    if claim.boot_id == containers.boot_id
+        && let (Some(pid), Some(started)) = (claim.pid, claim.pid_start)
+    {
+        process::kill_leftover(pid, started);
+    }
+    let Some(root) = started_root(dir.path())? else {
+        return Ok(());
+    };
+    let id = dir.path().file_name().unwrap_or_default();
+    if !root.join(id).exists() {
+        return Ok(());
+    }
+    let mut delete = Command::new(&containers.runtime);
+    delete
+        .arg("--root")
+        .arg(root)
+        .arg("delete")
+        .arg("--force")
+        .arg(id);
+    run(delete)
+}
+
+/// Runs the runtime to its end. What it says goes to a file in memory: a monitor that stays behind cannot hold us up.
+fn run(mut command: Command) -> Result<(), Error> {
+    let program = PathBuf::from(command.get_program());
+    let failed = |verb: &'static str| move |error| Error::io(verb, &program.clone(), error);
+    let said = rustix::fs::memfd_create("wherry-runtime", MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|error| Error::io("make", Path::new("memfd"), error))?;
+    let stderr = said.try_clone().map_err(failed("run"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .status()
+        .map_err(|error| Error::io("run", Path::new(command.get_program()), error))?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = said;
+    let mut text = Vec::new();
+    let read = said
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| (&mut said).take(MESSAGE_MAX).read_to_end(&mut text));
+    read.map_err(|error| Error::io("read", Path::new("memfd"), error))?;
+    Err(Error::Runtime {
+        code: status.code().unwrap_or(1),
+        message: first_line(&text, &status.to_string()),
+    })
+}
+
+/// The runtime's line, without what a terminal would act upon.
+fn first_line(said: &[u8], status: &str) -> String {
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    let clean = |line: &str| {
+        line.chars()
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect()
+    };
+    line.map_or_else(|| format!("wherry-runtime: no message, {status}"), clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_ports_are_chosen_and_differ() {
+        let mut ports = [
+            Port::parse("80").unwrap(),
+            Port::parse("81").unwrap(),
+            Port::parse("5001:82").unwrap(),
+        ];
+        choose_ports(&mut ports).unwrap();
+        assert_eq!(ports[2].host_port, 5001);
+        assert!(
+            ports[0].host_port != 0 && ports[1].host_port != 0 && ports[0].host_port != ports[1].host_port
+        );
+    }
+
+    #[test]
+    fn a_message_is_one_clean_line() {
+        for (said, line) in [
+            (
+                "wherry-runtime: no such file\nmore",
+                "wherry-runtime: no such file",
+            ),
+            ("\n  x\u{1b}[31m\n", "x?[31m"),
+            ("", "wherry-runtime: no message, exit status: 1"),
+        ] {
+            assert_eq!(first_line(said.as_bytes(), "exit status: 1"), line);
+        }
+    }
+
+    #[test]
+    fn what_a_monitor_is_told() {
+        let text = r#"{"version":1,"id":"0000000000000000000000000000000000000000000000000000000000000001","runtime":"/usr/bin/wherry-runtime","runtimeRoot":"/run/w","bundle":"bundle","terminal":true,"openStdin":false,"waitAttach":false,"log":{"path":"log","maxSize":10485760,"maxFiles":3},"ports":[{"hostIp":"0.0.0.0","hostPort":5001,"containerPort":5000,"protocol":"tcp"}]}"#;
+        let config: MonitorConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.log.max_size, LOG_MAX_SIZE);
+        assert_eq!(serde_json::to_string(&config).unwrap(), text);
+    }
+}

@@ -1,0 +1,606 @@
+//! Containers: one directory each, changed by any process of their user, told true by their monitor.
+//!
+//! ```text
+//! STATE/containers/.lock                 held while a container is made: names stay unique
+//! STATE/containers/<id>/desired          the owner's record, written once
+//! STATE/containers/<id>/lock             held by whoever changes this container
+//! STATE/containers/<id>/observed         the monitor's record
+//! STATE/containers/<id>/monitor.lock     held by the monitor for its life
+//! STATE/containers/<id>/monitor.json     what the monitor is told at each start
+//! STATE/containers/<id>/bundle/ etc/ upper/ work/ rootfs/ volumes/ log attach.sock
+//! ```
+//!
+//! There is no daemon. The CLI and the agent are equal clients of these files, and every operation here may race with
+//! any other of any process; the order in which the locks are granted is the order in which things happened. A record
+//! is believed only under the truth rule of [`Observed`]; whoever finds a container without its monitor cleans up.
+
+mod directory;
+mod launch;
+mod names;
+mod observed;
+mod process;
+mod spec;
+mod tree;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use wherry_images::{Class, Digest, Image, Store};
+
+use directory::{Desired, Directory, Lock, Problem};
+use observed::{Truth, VERSION};
+use process::Exit;
+
+pub use launch::Attach;
+pub use observed::{Observed, Status, Timestamp};
+pub use spec::{Id, Invalid, Mount, Network, Owner, Port, Signal, Source, Spec, check_hostname, check_name};
+
+/// How often another name is tried for a container that was not given one.
+const NAME_ATTEMPTS: u32 = 20;
+/// How long `SIGKILL` may take to be recorded by the monitor: processes in uninterruptible sleep take their time.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the monitor may take to record an end that made the runtime refuse a signal.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why an operation on a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No container has that name or id.
+    #[error("no such container: {0}")]
+    NotFound(String),
+    /// The prefix fits more than one id.
+    #[error("container id {0} is ambiguous; give more digits")]
+    Ambiguous(String),
+    /// It was removed in the meantime.
+    #[error("container {container} was removed meanwhile")]
+    Gone {
+        /// Its short id.
+        container: String,
+    },
+    /// Another process changes it at the moment.
+    #[error("container {container} is being changed by another process")]
+    Busy {
+        /// Its short id.
+        container: String,
+    },
+    /// The name belongs to another container.
+    #[error("container name {name} is in use by container {id}; remove or rename that one first")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: Id,
+    },
+    /// A value of the spec is refused.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The operation needs a container that is stopped.
+    #[error("container {name} is running; stop it first or use --force")]
+    Running {
+        /// Its name.
+        name: String,
+    },
+    /// The operation needs a container that runs.
+    #[error("container {name} is not running")]
+    NotRunning {
+        /// Its name.
+        name: String,
+    },
+    /// It did not end although it was killed.
+    #[error("container {name} did not end within {seconds} s of SIGKILL")]
+    Unkillable {
+        /// Its name.
+        name: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The runtime or the monitor refused.
+    #[error("{message}")]
+    Runtime {
+        /// Its exit code: 126 and 127 are those of a shell.
+        code: i32,
+        /// Its own line.
+        message: String,
+    },
+    /// A record was written by a newer version.
+    #[error("{path}: version {version} is newer than this program; upgrade wherry")]
+    Newer {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// A record cannot be read.
+    #[error("{path}: damaged record: {reason}")]
+    Damaged {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image is not there, or not whole.
+    #[error(transparent)]
+    Store(#[from] wherry_images::store::Error),
+    /// A layer of the image is not in the store any more.
+    #[error("image {image}: layer {layer} is not unpacked in the store; pull the image again")]
+    LayerMissing {
+        /// The image as it was asked for.
+        image: String,
+        /// The layer's diffID.
+        layer: String,
+    },
+    /// The bundle cannot be assembled.
+    #[error(transparent)]
+    Assemble(#[from] crate::assemble::Error),
+    /// A file operation failed.
+    #[error("cannot {verb} {path}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What the failure means for whoever may try again.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Busy { .. } | Self::Unkillable { .. } | Self::Runtime { .. } | Self::Io { .. } => {
+                Class::Transient
+            }
+            Self::Damaged { .. } => Class::Corrupt,
+            Self::Store(error) => error.class(),
+            _ => Class::Permanent,
+        }
+    }
+
+    pub(crate) fn io(verb: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            verb,
+            path: path.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    fn record(path: &Path, problem: Problem) -> Self {
+        let path = path.to_owned();
+        match problem {
+            Problem::Newer(version) => Self::Newer { path, version },
+            Problem::Damaged(reason) => Self::Damaged { path, reason },
+        }
+    }
+}
+
+/// A container as it is at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its id.
+    pub id: Id,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it is meant to be.
+    pub spec: Spec,
+    /// What it does, by the truth rule.
+    pub observed: Observed,
+    directory: PathBuf,
+}
+
+impl Container {
+    /// Its directory, where the log and the attach socket are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether its process runs.
+    pub fn is_running(&self) -> bool {
+        self.observed.status == Status::Running
+    }
+}
+
+/// All containers, and those whose records cannot be read.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// In the order of their making.
+    pub containers: Vec<Container>,
+    /// Left as they are until a person or a newer version looks at them.
+    pub damaged: Vec<(Id, Error)>,
+}
+
+/// What [`Containers::start`] found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// It runs now, or with [`Attach::Wait`] as soon as someone attaches.
+    Now,
+    /// It ran already.
+    Already,
+}
+
+/// The containers of one state directory.
+#[derive(Debug)]
+pub struct Containers {
+    root: PathBuf,
+    store: Store,
+    runtime: PathBuf,
+    boot_id: String,
+}
+
+impl Containers {
+    /// Opens, and makes if need be, the containers beside the images of `store`. `runtime` is the `wherry-runtime`
+    /// that containers are started with.
+    pub fn open(store: Store, runtime: &Path) -> Result<Self, Error> {
+        let root = store.root().join("containers");
+        directory::make_directory(&root)?;
+        let boot_id = process::boot_id()?;
+        Ok(Self {
+            root,
+            store,
+            runtime: runtime.to_owned(),
+            boot_id,
+        })
+    }
+
+    /// The images that containers are made of.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The runtime that containers are started with.
+    pub fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// Makes a container that does not run yet. A spec without a name gets one, a port without a host port a free one.
+    pub fn create(&self, spec: &Spec) -> Result<Container, Error> {
+        let mut spec = spec.clone();
+        launch::choose_ports(&mut spec.ports)?;
+        if !spec.hostname.is_empty() {
+            check_hostname(&spec.hostname)?;
+        }
+        let _names = directory::lock_file(&self.root.join(".lock"))?;
+        self.sweep_making()?;
+        let listing = self.read_all()?;
+        let holder = |name: &str| listing.containers.iter().find(|other| other.spec.name == name);
+        if spec.name.is_empty() {
+            for attempt in 0..NAME_ATTEMPTS {
+                spec.name = names::suggest(process::random()?, attempt);
+                if holder(&spec.name).is_none() {
+                    break;
+                }
+            }
+        }
+        check_name(&spec.name)?;
+        if let Some(other) = holder(&spec.name) {
+            return Err(Error::NameTaken {
+                name: spec.name,
+                id: other.id,
+            });
+        }
+        let id = Id::from_bytes(process::random()?);
+        let desired = Desired {
+            version: VERSION,
+            id,
+            created_at: Timestamp::now(),
+            spec,
+        };
+        let making = self.root.join(format!(".making-{id}"));
+        let path = self.root.join(id.hex());
+        let made = self.fill(&making, &desired).and_then(|()| {
+            std::fs::rename(&making, &path).map_err(|error| Error::io("make", &path, error))?;
+            directory::sync_directory(&self.root)
+        });
+        if let Err(error) = made {
+            let _ = tree::remove(&making);
+            return Err(error);
+        }
+        let observed = Observed::never_started(desired.created_at);
+        Ok(Container {
+            id,
+            created_at: desired.created_at,
+            spec: desired.spec,
+            observed,
+            directory: path,
+        })
+    }
+
+    fn fill(&self, path: &Path, desired: &Desired) -> Result<(), Error> {
+        directory::make_directory(path)?;
+        for name in ["bundle", "etc", "upper", "work", "rootfs", "volumes"] {
+            directory::make_directory(&path.join(name))?;
+        }
+        let _lock = directory::lock_file(&path.join("lock"))?;
+        let record = serde_json::to_vec_pretty(desired)
+            .map_err(|error| Error::io("write", &path.join("desired"), error))?;
+        directory::write_durably(&path.join("desired"), &record)
+    }
+
+    /// Starts a container that does not run.
+    pub fn start(&self, id: &Id, attach: Attach) -> Result<Started, Error> {
+        let dir = self.directory(id);
+        let lock = dir.lock()?;
+        let container = self.load_locked(&dir, &lock)?;
+        if container.observed.claims_life() {
+            return Ok(Started::Already);
+        }
+        dir.await_monitor_exit()?;
+        let image = self.image(&container.spec)?;
+        launch::start(self, &container, &image, attach)?;
+        Ok(Started::Now)
+    }
+
+    fn image(&self, spec: &Spec) -> Result<Image, Error> {
+        Ok(self.store.image(&spec.image)?)
+    }
+
+    /// Sends a signal to the first process.
+    pub fn kill(&self, id: &Id, signal: Signal) -> Result<(), Error> {
+        let dir = self.directory(id);
+        let lock = dir.lock()?;
+        let container = self.load_locked(&dir, &lock)?;
+        if !container.observed.claims_life() {
+            return Err(Error::NotRunning {
+                name: container.spec.name,
+            });
+        }
+        launch::kill(self, &container, signal)
+    }
+
+    /// Ends a container: its stop signal, and `SIGKILL` after `grace`. One that does not run is left as it is.
+    ///
+    /// The lock is not held during the grace, so a second `stop`, a `kill` or a `rm --force` need not wait for it.
+    /// Only the run that was found is ended: one that another process starts meanwhile is not touched.
+    pub fn stop(&self, id: &Id, grace: Duration) -> Result<(), Error> {
+        let dir = self.directory(id);
+        let deadline = Instant::now().checked_add(grace);
+        let lock = dir.lock()?;
+        let container = self.load_locked(&dir, &lock)?;
+        if !container.observed.claims_life() {
+            return Ok(());
+        }
+        let exit = Exit::of_monitor(&dir, &container.observed)?;
+        // A process that ends by itself at this moment makes the runtime refuse: the exit below is the answer.
+        let asked = launch::kill(self, &container, container.spec.stop_signal);
+        drop(lock);
+        if exit.wait(if asked.is_ok() {
+            deadline
+        } else {
+            Some(Instant::now())
+        })? {
+            return Ok(());
+        }
+        match dir.lock() {
+            Ok(lock) => {
+                let now = self.load_locked(&dir, &lock)?;
+                if !same_run(&now.observed, &container.observed) {
+                    return Ok(());
+                }
+                self.end_now(&now, &exit)
+            }
+            Err(Error::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Kills and waits until the monitor has recorded it. The container's lock is held.
+    fn end_now(&self, container: &Container, exit: &Exit) -> Result<(), Error> {
+        let killed = launch::kill(self, container, Signal::KILL);
+        let patience = if killed.is_ok() {
+            KILL_PATIENCE
+        } else {
+            REFUSAL_PATIENCE
+        };
+        if exit.wait(Instant::now().checked_add(patience))? {
+            return Ok(());
+        }
+        killed?;
+        Err(Error::Unkillable {
+            name: container.spec.name.clone(),
+            seconds: KILL_PATIENCE.as_secs(),
+        })
+    }
+
+    /// Removes a container and everything it wrote. One that runs is refused, or killed with `force`.
+    pub fn remove(&self, id: &Id, force: bool) -> Result<(), Error> {
+        let dir = self.directory(id);
+        let lock = dir.lock()?;
+        let container = self.load_locked(&dir, &lock)?;
+        if container.observed.claims_life() {
+            if !force {
+                return Err(Error::Running {
+                    name: container.spec.name,
+                });
+            }
+            self.end_now(&container, &Exit::of_monitor(&dir, &container.observed)?)?;
+        }
+        self.discard(id, &dir, &lock)
+    }
+
+    /// Renames away what does not run, so that it is gone at once for everyone, and then deletes it.
+    fn discard(&self, id: &Id, dir: &Directory, _lock: &Lock) -> Result<(), Error> {
+        dir.await_monitor_exit()?;
+        let removing = self.root.join(format!(".removing-{id}"));
+        std::fs::rename(dir.path(), &removing).map_err(|error| Error::io("remove", dir.path(), error))?;
+        directory::sync_directory(&self.root)?;
+        tree::remove(&removing)
+    }
+
+    /// All containers. What has lost its monitor is cleaned up on the way; what exited and was made to go away goes.
+    pub fn list(&self) -> Result<Listing, Error> {
+        let mut listing = self.read_all()?;
+        listing.containers.retain(|container| {
+            if !container.spec.auto_remove || container.observed.status != Status::Exited {
+                return true;
+            }
+            !matches!(
+                self.remove(&container.id, false),
+                Ok(()) | Err(Error::Gone { .. })
+            )
+        });
+        Ok(listing)
+    }
+
+    /// The container of that name, id, or unambiguous beginning of an id.
+    pub fn find(&self, name: &str) -> Result<Container, Error> {
+        if let Some(id) = Id::parse(name) {
+            return match self.load(&id) {
+                Err(Error::Gone { .. }) => Err(Error::NotFound(name.into())),
+                loaded => loaded,
+            };
+        }
+        let mut listing = self.read_all()?;
+        if let Some(at) = listing
+            .containers
+            .iter()
+            .position(|container| container.spec.name == name)
+        {
+            return Ok(listing.containers.swap_remove(at));
+        }
+        let prefix = !name.is_empty() && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        listing
+            .containers
+            .retain(|container| prefix && container.id.hex().starts_with(name));
+        match listing.containers.pop() {
+            None => Err(Error::NotFound(name.into())),
+            Some(container) if listing.containers.is_empty() => Ok(container),
+            Some(_) => Err(Error::Ambiguous(name.into())),
+        }
+    }
+
+    /// Finishes what a dead process began: half-made and half-removed directories. Cheap when there are none.
+    pub fn sweep(&self) -> Result<(), Error> {
+        {
+            let _names = directory::lock_file(&self.root.join(".lock"))?;
+            self.sweep_making()?;
+        }
+        for name in self.entries()? {
+            if name.starts_with(".removing-") {
+                tree::remove(&self.root.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever makes a container holds the lock on names, so what is half-made while we hold it was left behind.
+    fn sweep_making(&self) -> Result<(), Error> {
+        for name in self.entries()? {
+            if name.starts_with(".making-") {
+                tree::remove(&self.root.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every image that a container is made of: collection must keep them.
+    pub fn images_in_use(&self) -> Result<Vec<Digest>, Error> {
+        Ok(self
+            .read_all()?
+            .containers
+            .into_iter()
+            .map(|container| container.spec.image)
+            .collect())
+    }
+
+    fn directory(&self, id: &Id) -> Directory {
+        Directory::new(self.root.join(id.hex()))
+    }
+
+    fn entries(&self) -> Result<Vec<String>, Error> {
+        let failed = |error| Error::io("list", &self.root, error);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(failed)? {
+            if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn read_all(&self) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        for id in self.entries()?.iter().filter_map(|name| Id::parse(name)) {
+            match self.load(&id) {
+                Ok(container) => listing.containers.push(container),
+                Err(Error::Gone { .. }) => {}
+                Err(error) => listing.damaged.push((id, error)),
+            }
+        }
+        listing
+            .containers
+            .sort_by_key(|container| (container.created_at, container.id));
+        Ok(listing)
+    }
+
+    /// A container without holding its lock: true for the moment of the call.
+    pub fn load(&self, id: &Id) -> Result<Container, Error> {
+        let dir = self.directory(id);
+        let desired = dir.desired()?;
+        loop {
+            let observed = dir.observed()?;
+            let Some(claim) = observed.clone() else {
+                return Ok(self.container(&dir, desired, None));
+            };
+            match self.truth(&dir, claim)? {
+                Truth::Sound(observed) => return Ok(self.container(&dir, desired, Some(observed))),
+                Truth::Lost(lost) => {
+                    // The monitor may have written its last word between the two looks.
+                    if dir.observed()? != observed {
+                        continue;
+                    }
+                    // Whoever holds the lock is about to find the same.
+                    if let Some(lock) = dir.try_lock()? {
+                        return self.load_locked(&dir, &lock);
+                    }
+                    return Ok(self.container(&dir, desired, Some(lost)));
+                }
+            }
+        }
+    }
+
+    fn load_locked(&self, dir: &Directory, _lock: &Lock) -> Result<Container, Error> {
+        let desired = dir.desired()?;
+        let Some(mut claim) = dir.observed()? else {
+            return Ok(self.container(dir, desired, None));
+        };
+        let observed = loop {
+            match self.truth(dir, claim.clone())? {
+                Truth::Sound(observed) => break observed,
+                Truth::Lost(lost) => match dir.observed()? {
+                    Some(now) if now != claim => claim = now,
+                    _ => {
+                        launch::clean_up(self, dir, &claim)?;
+                        let path = dir.join("observed");
+                        let record =
+                            serde_json::to_vec(&lost).map_err(|error| Error::io("write", &path, error))?;
+                        directory::write_durably(&path, &record)?;
+                        break lost;
+                    }
+                },
+            }
+        };
+        Ok(self.container(dir, desired, Some(observed)))
+    }
+
+    fn truth(&self, dir: &Directory, claim: Observed) -> Result<Truth, Error> {
+        let supervised = claim.claims_life() && dir.supervised()?;
+        Ok(claim.truth(supervised, &self.boot_id, dir.last_sign()))
+    }
+
+    fn container(&self, dir: &Directory, desired: Desired, observed: Option<Observed>) -> Container {
+        let observed = observed.unwrap_or_else(|| Observed::never_started(desired.created_at));
+        Container {
+            id: desired.id,
+            created_at: desired.created_at,
+            spec: desired.spec,
+            observed,
+            directory: dir.path().to_owned(),
+        }
+    }
+}
+
+/// Whether both records tell of the same run of a container.
+fn same_run(left: &Observed, right: &Observed) -> bool {
+    left.claims_life() && (left.monitor_pid, left.created_at) == (right.monitor_pid, right.created_at)
+}

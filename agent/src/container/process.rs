@@ -1,0 +1,163 @@
+//! Processes that are not our children: waiting for their end, and signalling them without hitting another.
+//!
+//! A pid is only a number that may be given out again. With a pidfd (kernel 5.3) it is pinned; without, the start time
+//! from `/proc` is compared before each use.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use super::Error;
+use super::directory::Directory;
+use super::observed::Observed;
+
+/// How often the lock is looked at where the kernel has no pidfd.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The kernel's random id of this boot.
+pub(crate) fn boot_id() -> Result<String, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = [0; N];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| Error::io("read", path, error))?;
+    Ok(bytes)
+}
+
+/// The start time of a process in clock ticks since boot, or `None` if there is no such process.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may contain anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(19)?.parse().ok()
+}
+
+/// The end of one run of a container: that of its monitor.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    Ended,
+    Pidfd(OwnedFd),
+    Look(Directory, Observed),
+}
+
+impl Exit {
+    /// The caller holds the container's lock and has found the container alive, so that no other monitor can come.
+    pub(crate) fn of_monitor(dir: &Directory, observed: &Observed) -> Result<Self, Error> {
+        let pid = observed.monitor_pid.and_then(Pid::from_raw);
+        let how = match pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) {
+            // Still supervised, so what was just opened is the monitor and not a later process of the same number.
+            Some(Ok(pidfd)) if dir.supervised()? => How::Pidfd(pidfd),
+            Some(Ok(_) | Err(Errno::SRCH)) | None => How::Ended,
+            Some(Err(_)) => How::Look(dir.clone(), observed.clone()),
+        };
+        Ok(Self { how })
+    }
+
+    /// Waits for the end, until `deadline` at the latest. Whether it has come.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<bool, Error> {
+        match &self.how {
+            How::Ended => Ok(true),
+            How::Pidfd(pidfd) => {
+                poll_until(pidfd, deadline).map_err(|error| Error::io("watch", Path::new("/proc"), error))
+            }
+            How::Look(dir, observed) => loop {
+                let same = match dir.observed() {
+                    Ok(now) => now.is_some_and(|now| now.monitor_pid == observed.monitor_pid),
+                    Err(Error::Gone { .. }) => false,
+                    Err(error) => return Err(error),
+                };
+                if !same || !dir.supervised()? {
+                    return Ok(true);
+                }
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Ok(false);
+                }
+                sleep(LOOK_EVERY);
+            },
+        }
+    }
+}
+
+/// Waits until the descriptor is readable.
+fn poll_until(fd: &OwnedFd, deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Kills what is left of a container that lost its monitor, and waits for the end. Another process of the same number
+/// is left alone.
+pub(crate) fn kill_leftover(pid: i32, started: u64) {
+    let Some(raw) = Pid::from_raw(pid) else { return };
+    let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty());
+    if start_time(pid) != Some(started) {
+        return;
+    }
+    match pidfd {
+        Ok(pidfd) => {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = poll_until(&pidfd, Instant::now().checked_add(super::KILL_PATIENCE));
+        }
+        Err(_) => {
+            let _ = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
+            let deadline = Instant::now() + super::KILL_PATIENCE;
+            while start_time(pid) == Some(started) && Instant::now() < deadline {
+                sleep(LOOK_EVERY);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn only_the_very_process_is_killed() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let started = start_time(pid).unwrap();
+        kill_leftover(pid, started + 1);
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "another start time is another process"
+        );
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        kill_leftover(pid, started);
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&reaper.join().unwrap()),
+            Some(9)
+        );
+    }
+}
