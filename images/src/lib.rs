@@ -4,14 +4,21 @@
 //! registry, a layout, a delta) are hostile until a digest has proved them, and a tar is only ever unpacked inside the
 //! [`cage`]. What is durable, and in which form, is written down in `STORE.md` beside this crate.
 
+pub mod cage;
 pub mod digest;
+pub mod layout;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod store;
+pub mod unpack;
+
+mod sys;
 
 pub use digest::{DiffId, Digest, Hasher};
 pub use platform::Platform;
 pub use reference::Reference;
+pub use store::{Image, Store};
 
 /// What a failure means to whoever may try again. Retry logic reads this and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

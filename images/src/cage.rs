@@ -1,0 +1,370 @@
+//! The cage: a short-lived child of this very program in which foreign bytes are parsed.
+//!
+//! ```text
+//! parent                                     child: `/proc/self/exe cage JOB`
+//!   stdin   <- the blob, or a pipe           reads it
+//!   stdout  -> a pipe                        one line of JSON, at most 16 KiB
+//!   stderr  <- the work directory, flocked   writes beneath it and nowhere else
+//! ```
+//!
+//! The child is single-threaded, has no environment, no other descriptor, no new privileges, and before it reads the first byte:
+//! a Landlock domain that lets it write in the work directory and nothing else (no network either), and a seccomp filter that denies
+//! sockets, processes, mounts and path-based changes of modes. The work directory comes as standard error because a descriptor
+//! passed so needs no unsafe code and, being a duplicate of the parent's, keeps the parent's `flock` until both are dead.
+//! The child dies with the parent and is killed when the parent gives up.
+//!
+//! A kernel without Landlock (or with its first version, which cannot make hard links) still gets the rest; the parent is told
+//! and logs what is missing.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Class;
+use crate::unpack::{self, Encoding, Limits, Summary};
+
+/// The word that makes the program a cage.
+pub const VERB: &str = "cage";
+/// The longest answer: a summary, or an error with a name in it.
+const MAX_REPORT: u64 = 16 << 10;
+/// The longest job: limits and the paths of the trees that a delta copies from.
+const MAX_JOB: usize = 128 << 10;
+/// Address space: the largest zstd window, the decoder's own tables, buffers and the program, generously.
+const ADDRESS_SPACE: u64 = 512 << 20;
+/// Open files: the deepest path, twice.
+const OPEN_FILES: u64 = 600;
+
+/// Why a job was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The child could not be started or talked to.
+    #[error("{action} the cage: {source}")]
+    Start {
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The child ended without an answer.
+    #[error("the cage ended without a report ({0})")]
+    Died(String),
+    /// The bytes for the child could not be read.
+    #[error("read the layer: {0}")]
+    Input(io::Error),
+    /// The child refused the layer.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        message: String,
+        /// Whether trying again can help.
+        class: Class,
+        /// Whether the file system is full.
+        no_space: bool,
+    },
+}
+
+impl Error {
+    /// What the failure means to whoever may try again.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Start { .. } | Self::Input(_) => Class::Transient,
+            // Whatever in the bytes killed it will do so again.
+            Self::Died(_) => Class::Permanent,
+            Self::Refused { class, .. } => *class,
+        }
+    }
+
+    fn of(error: &unpack::Error) -> Self {
+        let no_space = matches!(error, unpack::Error::NoSpace(_));
+        Self::Refused {
+            message: error.to_string(),
+            class: error.class(),
+            no_space,
+        }
+    }
+}
+
+/// Which program is the cage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cage {
+    program: Option<PathBuf>,
+}
+
+/// Where the child's input comes from.
+pub enum Input<'a> {
+    /// An open file, from its current position on.
+    Blob(&'a File),
+    /// Anything else; it is read in this process and written into a pipe.
+    Stream(&'a mut dyn Read),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Job {
+    encoding: Encoding,
+    limits: Limits,
+}
+
+/// The child's one line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+enum Report {
+    Done {
+        summary: Summary,
+        missing: Vec<String>,
+    },
+    Failed {
+        message: String,
+        transient: bool,
+        corrupt: bool,
+        no_space: bool,
+    },
+}
+
+impl Cage {
+    /// This program itself, which calls [`main`] when its first argument is [`VERB`].
+    pub const fn own() -> Self {
+        Self { program: None }
+    }
+
+    /// Another program that calls [`main`] in the same way.
+    pub const fn program(program: PathBuf) -> Self {
+        Self {
+            program: Some(program),
+        }
+    }
+
+    /// Unpacks a layer into `work`, a directory that is open and locked.
+    pub(crate) fn unpack(
+        &self,
+        input: Input<'_>,
+        encoding: &Encoding,
+        limits: &Limits,
+        work: &File,
+    ) -> Result<Summary, Error> {
+        // The test program has a `main` of its own.
+        if cfg!(test) && self.program.is_none() {
+            let reader: &mut dyn Read = match input {
+                Input::Blob(file) => &mut &*file,
+                Input::Stream(reader) => reader,
+            };
+            return unpack::unpack(reader, encoding, limits, work.as_fd()).map_err(|e| Error::of(&e));
+        }
+        let failed = |action| move |source| Error::Start { action, source };
+        let job = serde_json::to_string(&Job {
+            encoding: encoding.clone(),
+            limits: *limits,
+        })
+        .map_err(|e| Error::Start {
+            action: "describe the job to",
+            source: e.into(),
+        })?;
+        let stdin = match &input {
+            Input::Blob(file) => Stdio::from(file.try_clone().map_err(failed("prepare"))?),
+            Input::Stream(_) => Stdio::piped(),
+        };
+        let program = self.program.as_deref().unwrap_or(Path::new("/proc/self/exe"));
+        let child = Command::new(program)
+            .args([VERB, &job])
+            .env_clear()
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(work.try_clone().map_err(failed("prepare"))?))
+            .spawn()
+            .map_err(failed("start"))?;
+        let mut child = Guard(child);
+        if let Input::Stream(reader) = input {
+            child.feed(reader)?;
+        }
+        child.report()
+    }
+}
+
+/// A child that does not outlive its handle.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Both fail only when it has been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Guard {
+    fn feed(&mut self, reader: &mut dyn Read) -> Result<(), Error> {
+        let Some(mut pipe) = self.0.stdin.take() else {
+            return Ok(());
+        };
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let n = match reader.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::Input(e)),
+            };
+            match pipe.write_all(buffer.get(..n).unwrap_or_default()) {
+                Ok(()) => {}
+                // It has seen enough; its report says why.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(source) => {
+                    return Err(Error::Start {
+                        action: "write to",
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    fn report(mut self) -> Result<Summary, Error> {
+        let mut line = Vec::new();
+        if let Some(stdout) = self.0.stdout.take() {
+            let read = stdout.take(MAX_REPORT + 1).read_to_end(&mut line);
+            read.map_err(|source| Error::Start {
+                action: "read from",
+                source,
+            })?;
+        }
+        if line.len() as u64 > MAX_REPORT {
+            return Err(Error::Died("its report is too long".into()));
+        }
+        let status = self.0.wait().map_err(|source| Error::Start {
+            action: "wait for",
+            source,
+        })?;
+        match serde_json::from_slice(&line) {
+            Ok(Report::Done { summary, missing }) => {
+                if !missing.is_empty() {
+                    let missing = missing.join(", ");
+                    tracing::warn!(missing, "a layer was unpacked without the full confinement");
+                }
+                Ok(summary)
+            }
+            Ok(Report::Failed {
+                message,
+                transient,
+                corrupt,
+                no_space,
+            }) => {
+                let class = match (transient, corrupt) {
+                    (true, _) => Class::Transient,
+                    (_, true) => Class::Corrupt,
+                    _ => Class::Permanent,
+                };
+                Err(Error::Refused {
+                    message,
+                    class,
+                    no_space,
+                })
+            }
+            Err(_) => Err(Error::Died(status.to_string())),
+        }
+    }
+}
+
+/// The child's `main`: `PROGRAM cage JOB`, to be called before anything else (no thread, no handler, no open file).
+pub fn main() -> ExitCode {
+    crate::sys::close_inherited();
+    let stderr = io::stderr();
+    let report = match work(stderr.as_fd()) {
+        Ok((summary, missing)) => Report::Done { summary, missing },
+        Err(error) => {
+            let class = error.class();
+            Report::Failed {
+                message: error.to_string(),
+                transient: class == Class::Transient,
+                corrupt: class == Class::Corrupt,
+                no_space: matches!(error, Error::Refused { no_space: true, .. }),
+            }
+        }
+    };
+    let line = serde_json::to_vec(&report).unwrap_or_default();
+    // Nobody listens any more: then nobody needs the answer.
+    match io::stdout().write_all(&line).and_then(|()| io::stdout().flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
+    let failed = |action| move |source: io::Error| Error::Start { action, source };
+    let job = std::env::args_os()
+        .nth(2)
+        .and_then(|arg| arg.into_string().ok())
+        .unwrap_or_default();
+    let job: Job = (job.len() <= MAX_JOB)
+        .then(|| serde_json::from_str(&job).ok())
+        .flatten()
+        .ok_or_else(|| Error::Died(format!("`{VERB}` is started by the program itself, not by hand")))?;
+    let missing = confine(work).map_err(failed("confine"))?;
+    // Modes are exactly what the layer says.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let summary =
+        unpack::unpack(io::stdin().lock(), &job.encoding, &job.limits, work).map_err(|e| Error::of(&e))?;
+    Ok((summary, missing))
+}
+
+/// Gives up everything that unpacking does not need, and says what could not be given up.
+fn confine(work: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    for (resource, limit) in [
+        (Resource::Core, 0),
+        (Resource::Nofile, OPEN_FILES),
+        (Resource::As, ADDRESS_SPACE),
+        (Resource::Nproc, 0),
+    ] {
+        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let limit = Some(limit.min(hard));
+        rustix::process::setrlimit(
+            resource,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        )?;
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    let mut missing = Vec::new();
+    if !restrict_paths(work).map_err(io::Error::other)? {
+        missing.push("landlock".to_owned());
+    }
+    if !crate::sys::install_seccomp()? {
+        missing.push("seccomp".to_owned());
+    }
+    Ok(missing)
+}
+
+fn restrict_paths(work: BorrowedFd<'_>) -> Result<bool, landlock::RulesetError> {
+    use landlock::{
+        ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+        RulesetCreatedAttr, RulesetStatus, Scope,
+    };
+    // Hard links between directories need the second version: with the first, a domain could not unpack.
+    let needed = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V2))
+        .and_then(Ruleset::create);
+    if needed.is_err() {
+        return Ok(false);
+    }
+    let beneath = AccessFs::from_file(ABI::V3) | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::Refer;
+    let beneath = beneath | AccessFs::MakeDir | AccessFs::MakeReg | AccessFs::MakeSym | AccessFs::MakeFifo;
+    let beneath = (beneath | AccessFs::MakeChar) & !AccessFs::Execute;
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .handle_access(AccessNet::from_all(ABI::V5))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .add_rule(PathBeneath::new(work, beneath))?
+        .restrict_self()?;
+    Ok(status.ruleset != RulesetStatus::NotEnforced)
+}

@@ -1,0 +1,283 @@
+//! Layers: unpacked once, by diffID, and never changed.
+//!
+//! ```text
+//! layers/.work-<hex>   flocked by whoever unpacks; swept when its lock is free
+//!    tree/ metadata    made in the cage
+//!    layer.json        written when the diffID was right; then everything is synced at once
+//! layers/<hex>         the same directory, renamed: from here on it counts
+//! ```
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::durable::{self, Lock};
+use super::{Error, Store, to_json};
+use crate::digest::DiffId;
+use crate::unpack::{Encoding, Limits, Summary, TREE};
+
+pub use crate::cage::Input;
+
+/// The layer's description, beside its tree.
+const LAYER_FILE: &str = "layer.json";
+/// It is a few numbers.
+const MAX_LAYER_FILE: u64 = 64 << 10;
+/// What a directory is called while it is not yet a layer.
+const WORK_PREFIX: &str = ".work-";
+
+/// `layer.json`: what is known about an unpacked layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LayerInfo {
+    version: u32,
+    /// The digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Whose the files are.
+    pub ownership: Ownership,
+    /// The length of the uncompressed tar.
+    pub tar_size: u64,
+    /// Bytes of file contents.
+    pub data_size: u64,
+    /// Files, directories, links and whiteouts.
+    pub entries: u64,
+    /// Device nodes left out.
+    pub devices: u64,
+}
+
+/// Whose the files of a tree are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ownership {
+    /// All of them the user's that unpacked; the owners that the tar names are in `metadata`.
+    Single,
+}
+
+impl Store {
+    /// The unpacked tree of a layer, to be used as a lower directory and never to be written to.
+    pub fn layer(&self, diff_id: &DiffId) -> Result<Option<PathBuf>, Error> {
+        Ok(self
+            .layer_info(diff_id)?
+            .map(|_| self.layers_dir().join(diff_id.hex()).join(TREE)))
+    }
+
+    /// Whether a layer is here, whole.
+    pub fn has_layer(&self, diff_id: &DiffId) -> bool {
+        self.layers_dir().join(diff_id.hex()).is_dir()
+    }
+
+    /// What is known about a layer.
+    pub fn layer_info(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, Error> {
+        let dir = self.layers_dir().join(diff_id.hex());
+        let path = dir.join(LAYER_FILE);
+        let Some(bytes) = durable::read_bounded(&path, MAX_LAYER_FILE)? else {
+            return Ok(None);
+        };
+        let broken = |reason: String| Error::Broken {
+            path: path.clone(),
+            reason,
+        };
+        let info: LayerInfo = serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        if info.version != 1 || info.diff_id != *diff_id {
+            return Err(broken(format!(
+                "it describes layer {} in version {}",
+                info.diff_id, info.version
+            )));
+        }
+        Ok(Some(info))
+    }
+
+    /// Every layer that is here.
+    pub fn layers(&self) -> Result<BTreeSet<DiffId>, Error> {
+        let names = durable::names(&self.layers_dir())?;
+        Ok(names
+            .iter()
+            .filter_map(|(name, _)| DiffId::from_hex(name))
+            .collect())
+    }
+
+    /// Every layer that a tagged image wants, here or not.
+    pub fn layers_in_use(&self) -> Result<BTreeSet<DiffId>, Error> {
+        let mut used = BTreeSet::new();
+        for record in self.images()? {
+            used.extend(self.image(&record.digest)?.diff_ids);
+        }
+        Ok(used)
+    }
+
+    /// A file of a layer's tree, opened for reading without following any link; `None` where there is no such regular file.
+    pub fn layer_file(&self, diff_id: &DiffId, path: &[u8]) -> Result<Option<File>, Error> {
+        let tree = self.layer(diff_id)?.ok_or(Error::NoLayer(*diff_id))?;
+        let shown = tree.join(OsStr::from_bytes(path));
+        open_beneath(&tree, path).map_err(|e| Error::io("open", &shown, e.into()))
+    }
+
+    /// Unpacks a layer in the cage and makes it the store's, if its diffID is right. A layer that is there already costs nothing;
+    /// one that another process is unpacking is waited for.
+    pub fn unpack_layer(
+        &self,
+        diff_id: &DiffId,
+        input: Input<'_>,
+        encoding: &Encoding,
+        limits: &Limits,
+    ) -> Result<LayerInfo, Error> {
+        if let Some(info) = self.layer_info(diff_id)? {
+            return Ok(info);
+        }
+        let work = self.layers_dir().join(format!("{WORK_PREFIX}{}", diff_id.hex()));
+        let lock = begin(&work)?;
+        if let Some(info) = self.layer_info(diff_id)? {
+            durable::remove_tree(&work)?;
+            return Ok(info);
+        }
+        let made = self.make_layer(diff_id, input, encoding, limits, &work, &lock);
+        if made.is_err() {
+            // The first error is the one to tell; what cannot be removed now is swept later.
+            let _ = durable::remove_tree(&work);
+        }
+        made
+    }
+
+    fn make_layer(
+        &self,
+        diff_id: &DiffId,
+        input: Input<'_>,
+        encoding: &Encoding,
+        limits: &Limits,
+        work: &Path,
+        lock: &Lock,
+    ) -> Result<LayerInfo, Error> {
+        let unpacked = self.cage.unpack(input, encoding, limits, &lock.file);
+        let summary = unpacked.map_err(|source| match source {
+            crate::cage::Error::Refused { no_space: true, .. } => Error::NoSpace {
+                action: "unpack a layer into",
+                path: work.to_owned(),
+            },
+            source => Error::Layer {
+                diff_id: *diff_id,
+                source,
+            },
+        })?;
+        let Summary {
+            diff_id: got,
+            tar_size,
+            data_size,
+            entries,
+            devices,
+        } = summary;
+        if got != *diff_id {
+            return Err(Error::DiffId {
+                expected: *diff_id,
+                got,
+                bytes: tar_size,
+            });
+        }
+        let ownership = Ownership::Single;
+        let info = LayerInfo {
+            version: 1,
+            diff_id: got,
+            ownership,
+            tar_size,
+            data_size,
+            entries,
+            devices,
+        };
+        let path = work.join(LAYER_FILE);
+        fs::write(&path, to_json(&info, &path)?).map_err(|e| Error::io("write", &path, e))?;
+        // One call for a tree of thousands of files, where a sync for each would wear the card.
+        rustix::fs::syncfs(&lock.file).map_err(|e| Error::io("sync", work, e.into()))?;
+        let dir = self.layers_dir();
+        fs::rename(work, dir.join(diff_id.hex())).map_err(|e| Error::io("rename", work, e))?;
+        durable::sync_dir(&dir)?;
+        Ok(info)
+    }
+
+    /// Removes what dead processes left half-made.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        for (name, path) in durable::names(&self.layers_dir())? {
+            if !name.starts_with(WORK_PREFIX) {
+                continue;
+            }
+            if let Some(_lock) = durable::lock(&path, false, open_dir)? {
+                durable::remove_tree(&path)?;
+                tracing::info!(path = %path.display(), "swept a layer that was left half-made");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_dir(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// An empty work directory, locked.
+fn begin(work: &Path) -> Result<Lock, Error> {
+    let make_and_open = |path: &Path| {
+        use std::os::unix::fs::DirBuilderExt;
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => open_dir(path),
+        }
+    };
+    let lock = durable::lock(work, true, make_and_open)?
+        .ok_or_else(|| Error::io("lock", work, io::ErrorKind::WouldBlock.into()))?;
+    for entry in fs::read_dir(work).map_err(|e| Error::io("list", work, e))? {
+        let entry = entry.map_err(|e| Error::io("list", work, e))?;
+        let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+        let removed = if is_dir {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        };
+        removed.map_err(|e| Error::io("remove", &entry.path(), e))?;
+    }
+    Ok(lock)
+}
+
+/// Opens a regular file beneath `tree`, one component at a time, following nothing.
+fn open_beneath(tree: &Path, path: &[u8]) -> Result<Option<File>, Errno> {
+    let through = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut dir: OwnedFd = rustix::fs::open(tree, through, Mode::empty())?;
+    let mut names = path
+        .split(|b| *b == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
+        .peekable();
+    while let Some(name) = names.next() {
+        if name == b".." || name.contains(&0) {
+            return Ok(None);
+        }
+        let last = names.peek().is_none();
+        // Non-blocking: a FIFO must not hold anybody up before it is seen to be one.
+        let flags = if last {
+            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC
+        } else {
+            through
+        };
+        let opened = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NAMETOOLONG) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
+        if last {
+            let file = File::from(opened);
+            let regular = file.metadata().is_ok_and(|meta| meta.is_file());
+            return Ok(regular.then_some(file));
+        }
+        dir = opened;
+    }
+    Ok(None)
+}
