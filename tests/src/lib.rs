@@ -1,1 +1,8 @@
-//! Skeleton.
+//! The parts that the whole-system tests and the demo are made of: a fault proxy, a double of the Kubernetes API,
+//! sample images, real registries, and processes run as an ordinary user.
+
+pub mod flaky;
+pub mod http;
+pub mod kernel;
+pub mod kube;
+pub mod sample;
