@@ -55,3 +55,39 @@ pub fn unsent(stream: &TcpStream) -> usize {
         0
     }
 }
+
+/// Attaches to the process with ptrace, waits until it stands, reads a word of its first mapping and lets it go on.
+pub fn trace(pid: rustix::process::Pid) -> std::io::Result<()> {
+    let number = pid.as_raw_nonzero().get();
+    let mapped = std::fs::read_to_string(format!("/proc/{number}/maps"))?;
+    let start = mapped
+        .split('-')
+        .next()
+        .and_then(|hex| usize::from_str_radix(hex, 16).ok())
+        .unwrap_or(0);
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_SEIZE with no options takes no pointers; it touches no memory of this process.
+    if unsafe { libc::ptrace(libc::PTRACE_SEIZE, number, none, none) } == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: as above; the tracee is ours since the seize.
+    if unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, number, none, none) } == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let mut status = 0;
+    // SAFETY: waitpid writes one int to a valid place; __WALL waits for a tracee that is no child.
+    if unsafe { libc::waitpid(number, &raw mut status, libc::__WALL) } == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the address is one of the tracee's, not of ours; the kernel checks it and errors otherwise.
+    let peeked = unsafe { libc::ptrace(libc::PTRACE_PEEKDATA, number, start as *mut libc::c_void, none) };
+    // The word itself may be -1: the C library clears the error number when it is.
+    let failed = (peeked == -1)
+        .then(std::io::Error::last_os_error)
+        .filter(|error| error.raw_os_error() != Some(0));
+    // SAFETY: PTRACE_DETACH with no signal takes no pointers.
+    if unsafe { libc::ptrace(libc::PTRACE_DETACH, number, none, none) } == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    failed.map_or(Ok(()), Err)
+}

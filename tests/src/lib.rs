@@ -5,4 +5,7 @@ pub mod flaky;
 pub mod http;
 pub mod kernel;
 pub mod kube;
+pub mod memory;
+pub mod registry;
 pub mod sample;
+pub mod stage;
