@@ -302,7 +302,7 @@ fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
         .then(|| serde_json::from_str(&job).ok())
         .flatten()
         .ok_or_else(|| Error::Died(format!("`{VERB}` is started by the program itself, not by hand")))?;
-    let missing = confine(work).map_err(failed("confine"))?;
+    let missing = confine(work, job.encoding.sources()).map_err(failed("confine"))?;
     // Modes are exactly what the layer says.
     rustix::process::umask(rustix::fs::Mode::empty());
     let summary =
@@ -311,7 +311,7 @@ fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
 }
 
 /// Gives up everything that unpacking does not need, and says what could not be given up.
-fn confine(work: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<String>> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -333,7 +333,7 @@ fn confine(work: BorrowedFd<'_>) -> io::Result<Vec<String>> {
     }
     rustix::thread::set_no_new_privs(true)?;
     let mut missing = Vec::new();
-    if !restrict_paths(work).map_err(io::Error::other)? {
+    if !restrict_paths(work, sources)? {
         missing.push("landlock".to_owned());
     }
     if !crate::sys::install_seccomp()? {
@@ -342,7 +342,8 @@ fn confine(work: BorrowedFd<'_>) -> io::Result<Vec<String>> {
     Ok(missing)
 }
 
-fn restrict_paths(work: BorrowedFd<'_>) -> Result<bool, landlock::RulesetError> {
+/// Whether a Landlock domain is around this process from here on: `work` to be written in, `sources` to be read.
+fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<bool> {
     use landlock::{
         ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
         RulesetCreatedAttr, RulesetStatus, Scope,
@@ -358,13 +359,20 @@ fn restrict_paths(work: BorrowedFd<'_>) -> Result<bool, landlock::RulesetError> 
     let beneath = AccessFs::from_file(ABI::V3) | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::Refer;
     let beneath = beneath | AccessFs::MakeDir | AccessFs::MakeReg | AccessFs::MakeSym | AccessFs::MakeFifo;
     let beneath = (beneath | AccessFs::MakeChar) & !AccessFs::Execute;
-    let status = Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::from_all(ABI::V5))?
-        .scope(Scope::from_all(ABI::V6))?
-        .create()?
-        .add_rule(PathBeneath::new(work, beneath))?
-        .restrict_self()?;
+        .handle_access(AccessFs::from_all(ABI::V5))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI::V5)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
+        .and_then(Ruleset::create)
+        .and_then(|ruleset| ruleset.add_rule(PathBeneath::new(work, beneath)))
+        .map_err(io::Error::other)?;
+    for source in sources {
+        let tree = File::open(source)?;
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(tree, AccessFs::ReadFile | AccessFs::ReadDir))
+            .map_err(io::Error::other)?;
+    }
+    let status = ruleset.restrict_self().map_err(io::Error::other)?;
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }

@@ -1,7 +1,7 @@
 //! Unpacking: a layer's tar, as hostile as any bytes from outside, becomes a tree that overlay can use as a lower directory.
 //!
 //! ```text
-//! bytes -> decompress (gzip, zstd, plain) -> count and hash -> tar entries -> tree/ and metadata
+//! bytes -> decompress (gzip, zstd, plain) or apply a delta -> count and hash -> tar entries -> tree/ and metadata
 //! ```
 //!
 //! Runs inside the [`cage`](crate::cage). What always holds: nothing is created outside the one directory given, because every
@@ -28,6 +28,7 @@ mod tree;
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,21 @@ pub const METADATA: &str = "metadata";
 pub enum Encoding {
     /// A tar, plain or compressed with gzip or zstd: its first bytes say which.
     Layer,
+    /// A tar-diff over the trees of another image's layers, lowest first.
+    TarDiff {
+        /// The trees.
+        sources: Vec<PathBuf>,
+    },
+}
+
+impl Encoding {
+    /// What has to be readable beside the bytes themselves.
+    pub(crate) fn sources(&self) -> &[PathBuf] {
+        match self {
+            Self::Layer => &[],
+            Self::TarDiff { sources } => sources,
+        }
+    }
 }
 
 /// What a layer may cost. Its manifest is hostile too, so the limits derive from the bytes that really travelled.
@@ -191,6 +207,11 @@ pub fn unpack(
         Encoding::Layer => {
             let decoder = decompress::Decoder::new(input)?;
             unpack_tar(decoder, limits, work)
+        }
+        Encoding::TarDiff { sources } => {
+            let stream =
+                crate::delta::tar_stream(input, sources).map_err(|e| Error::Compression(e.to_string()))?;
+            unpack_tar(stream, limits, work)
         }
     }
 }

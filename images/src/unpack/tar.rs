@@ -660,7 +660,7 @@ mod tests {
             b"8 ",
             b"x a=b\n",
             b"99 a=b\n",
-            b"6 a=b\n",
+            b"7 a=b\n",
             b"5 ab\n",
             b"0 a=b\n",
             b"1 a=b\n",
