@@ -11,6 +11,8 @@ pub mod layout;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod registry;
+pub mod serve;
 pub mod store;
 pub mod unpack;
 

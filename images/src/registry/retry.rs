@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Tries at a registry that has not answered once. Three with short waits tell "not there" from "just restarting".
 const UNREACHED_TRIES: u32 = 4;
 /// Tries while the registry answers "busy" (429, 503) and no byte comes.
-const BUSY_TRIES: u32 = 10;
+const BUSY_TRIES: u32 = 20;
 /// Tries while the registry answers with its own fault (500, 502, 504).
 const FAULT_TRIES: u32 = 6;
 /// Tries while the registry ignores the range (a pull-through cache that is still filling).

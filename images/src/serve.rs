@@ -1,0 +1,322 @@
+//! The store as a registry: an OCI distribution endpoint for one board, one shop floor, one test.
+//!
+//! Blocking, a thread for each connection up to a cap. Reading is open to whoever reaches the address; writing needs the token
+//! (Bearer, or Basic with it as the password) or the Unix socket, which only the same user can open. A repository `iris` here is
+//! `localhost/iris` in the store: what is pushed is listed by `images` and can be run, what is tagged `localhost/...` is served.
+//!
+//! ```text
+//!   accept -> Connection (http.rs) -> Route (route.rs) -> Access (access.rs) -> Api (api.rs) -> Store
+//!                                                             uploads.rs: partials held open between their requests
+//!                                                             referrers.rs: who refers to which manifest
+//! ```
+//!
+//! What always holds: a manifest is accepted only when everything it lists is here with the size it names; a tag moves after the
+//! manifest is durable; a client can hold a thread and a file, but no memory that it chooses the size of.
+
+mod access;
+mod api;
+mod http;
+mod referrers;
+mod route;
+mod uploads;
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::FlockOperation;
+
+use crate::Class;
+use crate::store::Store;
+use api::Api;
+use http::{Answer, Broken, Connection, Stream};
+
+/// The longest blob that is taken.
+const MAX_BLOB: u64 = 64 << 30;
+/// The most connections at once; each is a thread and a buffer.
+const MAX_CONNECTIONS: usize = 64;
+/// A connection's thread needs little: buffers are on the heap.
+const STACK: usize = 256 * 1024;
+
+/// Why a server does not start or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another server has the store.
+    #[error("the store {0} is being served already")]
+    Served(PathBuf),
+    /// The system refuses.
+    #[error("{what}: {source}")]
+    System {
+        /// What was done.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// What the failure means to whoever may try again.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Served(_) => Class::Transient,
+            Error::Listen { .. } | Error::System { .. } => Class::Permanent,
+        }
+    }
+}
+
+/// Where and for whom a server answers.
+#[derive(Clone)]
+pub struct Options {
+    /// The TCP address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The token for writing. Without one, writing is possible over `unix` only.
+    pub token: Option<String>,
+    /// A Unix socket for the same user, made with mode 0600.
+    pub unix: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("listen", &self.listen)
+            .field("unix", &self.unix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A registry that is listening.
+pub struct Server {
+    tcp: TcpListener,
+    unix: Option<UnixListener>,
+    stop: Arc<OwnedFd>,
+    api: Arc<Api>,
+    /// Held as long as the server lives: uploads and referrers have one writer.
+    _serving: File,
+}
+
+/// Ends a server from another thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<OwnedFd>);
+
+impl Stopper {
+    /// Makes [`Server::run`] return. Answers under way are finished by their threads.
+    pub fn stop(&self) {
+        // An event counter takes the write unless it is at its end, and then it is signalled anyway.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("tcp", &self.tcp)
+            .field("unix", &self.unix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens. Connections are answered once [`Server::run`] is called.
+    pub fn bind(options: Options, store: Store) -> Result<Server, Error> {
+        let system = |what: &str| {
+            let what = what.to_owned();
+            move |source: std::io::Error| Error::System { what, source }
+        };
+        let lock = store.root().join("serving");
+        let serving = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock)
+            .map_err(system(&lock.display().to_string()))?;
+        match rustix::fs::flock(&serving, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Served(store.root().to_owned())),
+            Err(e) => return Err(system("lock")(e.into())),
+        }
+        let tcp = TcpListener::bind(options.listen).map_err(|source| Error::Listen {
+            address: options.listen.to_string(),
+            source,
+        })?;
+        let unix = options.unix.as_deref().map(listen_unix).transpose()?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| system("eventfd")(e.into()))?;
+        for result in [
+            tcp.set_nonblocking(true),
+            unix.as_ref().map_or(Ok(()), |u| u.set_nonblocking(true)),
+        ] {
+            result.map_err(system("set non-blocking"))?;
+        }
+        let api = Arc::new(Api::new(store, options.token).map_err(system("referrers"))?);
+        Ok(Server {
+            tcp,
+            unix,
+            stop: Arc::new(stop),
+            api,
+            _serving: serving,
+        })
+    }
+
+    /// The TCP address, with the port that was taken.
+    pub fn addr(&self) -> Result<SocketAddr, Error> {
+        self.tcp.local_addr().map_err(|source| Error::System {
+            what: "address".to_owned(),
+            source,
+        })
+    }
+
+    /// What ends [`Server::run`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Answers until it is stopped.
+    pub fn run(&self) -> Result<(), Error> {
+        let open = Arc::new(AtomicUsize::new(0));
+        loop {
+            let mut waited = vec![
+                PollFd::new(&*self.stop, PollFlags::IN),
+                PollFd::new(&self.tcp, PollFlags::IN),
+            ];
+            if let Some(unix) = &self.unix {
+                waited.push(PollFd::new(unix, PollFlags::IN));
+            }
+            match poll(&mut waited, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    return Err(Error::System {
+                        what: "poll".to_owned(),
+                        source: e.into(),
+                    });
+                }
+            }
+            let ready = |n: usize| waited.get(n).is_some_and(|fd| !fd.revents().is_empty());
+            if ready(0) {
+                return Ok(());
+            }
+            if ready(1)
+                && let Ok((stream, peer)) = self.tcp.accept()
+                && stream.set_nonblocking(false).is_ok()
+            {
+                // Answers are written whole: waiting to fill a packet only delays them.
+                let _ = stream.set_nodelay(true);
+                tracing::debug!(%peer, "connection");
+                self.start(Box::new(stream), false, &open);
+            }
+            if ready(2)
+                && let Some(unix) = &self.unix
+                && let Ok((stream, _)) = unix.accept()
+                && stream.set_nonblocking(false).is_ok()
+            {
+                let own = rustix::process::geteuid();
+                match rustix::net::sockopt::socket_peercred(&stream) {
+                    Ok(peer) if peer.uid == own || peer.uid.is_root() => {
+                        self.start(Box::new(stream), true, &open)
+                    }
+                    _ => tracing::warn!("another user's connection to the Unix socket is refused"),
+                }
+            }
+        }
+    }
+
+    fn start(&self, stream: Box<dyn Stream>, local: bool, open: &Arc<AtomicUsize>) {
+        let slot = Slot::take(open);
+        let api = self.api.clone();
+        let mut connection = Connection::new(stream);
+        let Some(slot) = slot else {
+            let mut busy = Answer::new(503).field("Retry-After", 1);
+            let _ = connection.answer(&mut busy, false, true);
+            return;
+        };
+        let thread = std::thread::Builder::new()
+            .name("serve".to_owned())
+            .stack_size(STACK);
+        let spawned = thread.spawn(move || {
+            let _slot = slot;
+            converse(&mut connection, &api, local);
+        });
+        if let Err(e) = spawned {
+            tracing::error!(error = %e, "no thread for a connection");
+        }
+    }
+}
+
+/// A place among the connections; free again when dropped.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Slot> {
+        let slot = Slot(open.clone());
+        (open.fetch_add(1, Ordering::AcqRel) < MAX_CONNECTIONS).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One connection, request after request.
+fn converse(connection: &mut Connection, api: &Api, local: bool) {
+    loop {
+        let mut head = match connection.head() {
+            Ok(Some(head)) => head,
+            Ok(None) | Err(Broken::Gone) => return,
+            Err(Broken::Refused(status, why)) => {
+                let mut answer = Answer::new(status)
+                    .field("Content-Type", "text/plain")
+                    .bytes(format!("{why}\n").into_bytes());
+                let _ = connection.answer(&mut answer, false, true);
+                return;
+            }
+        };
+        let mut body = connection.body(&mut head);
+        let mut answer = api.answer(&head, &mut body, local);
+        let close = !body.finish() || head.close;
+        tracing::debug!(
+            method = head.method,
+            path = head.path,
+            status = answer.status,
+            "answered"
+        );
+        if connection
+            .answer(&mut answer, head.method == "HEAD", close)
+            .is_err()
+            || close
+        {
+            return;
+        }
+    }
+}
+
+fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::Listen {
+        address: path.display().to_string(),
+        source,
+    };
+    // The serving lock is held: whoever made a socket here before is gone.
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
