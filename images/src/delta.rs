@@ -14,18 +14,27 @@
 //! pull, and a layer made by a patch counts only when its diffID is the config's. Whatever fails, the full layer is pulled.
 
 mod envelope;
+mod find;
+#[cfg(feature = "publish")]
+mod publish;
 mod source;
 
 pub use envelope::{ARTIFACT_TYPE, Envelope, Layer};
+pub use find::{Candidate, apply, find, list};
+#[cfg(feature = "publish")]
+pub use publish::{Published, PublishedLayer, push};
 pub use source::tar_stream;
 
 use crate::Class;
 use crate::digest::Digest;
-use crate::{manifest, store};
+use crate::{manifest, registry, store};
 
 /// Why a delta was not found, applied or published.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The registry refused or could not be reached.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// The store failed, or the delta made another layer than the target's.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -72,6 +81,7 @@ impl Error {
     /// What retry logic may do. A delta is never retried as such: the full layer is there.
     pub fn class(&self) -> Class {
         match self {
+            Self::Registry(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Manifest { source, .. } => source.class(),
             Self::Refused { .. } | Self::Publish(_) => Class::Permanent,

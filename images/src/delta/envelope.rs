@@ -149,3 +149,92 @@ impl Parts<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Document, OCI_LAYER_GZIP};
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(text.as_bytes())
+    }
+
+    fn parts(config: &Descriptor) -> Parts<'_> {
+        let patch = Descriptor::new(wherry_delta::tardiff::MEDIA_TYPE, digest("patch"), 1000);
+        let full = Descriptor::new(OCI_LAYER_GZIP, digest("layer 2"), 2000);
+        Parts {
+            source: digest("old manifest"),
+            source_config: digest("old config"),
+            target: Descriptor::of(OCI_MANIFEST, b"new manifest"),
+            target_config: config,
+            layers: vec![Layer { to: digest("layer 1"), blob: patch }, Layer { to: digest("layer 2"), blob: full }],
+            reused: vec![(digest("layer 0"), DiffId::of(b"tar 0"))],
+        }
+    }
+
+    fn manifest() -> Manifest {
+        parts(&Descriptor::of(OCI_CONFIG, b"new config")).manifest()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = serde_json::to_vec(&manifest()).unwrap();
+        let Document::Manifest(read) = Document::parse(&bytes, Some(OCI_MANIFEST)).unwrap() else { panic!("an index") };
+        assert_eq!(read, manifest());
+        let envelope = Envelope::parse(&read).unwrap();
+        assert_eq!(envelope.target, digest("new manifest"));
+        assert_eq!(envelope.source, Some(digest("old manifest")));
+        assert_eq!(envelope.source_config, digest("old config"));
+        assert_eq!(envelope.size, 12 + 10 + 3000);
+        let found: Vec<_> = envelope.layers.iter().map(|layer| (layer.to, layer.blob.digest, layer.is_patch())).collect();
+        assert_eq!(found, [(digest("layer 1"), digest("patch"), true), (digest("layer 2"), digest("layer 2"), false)]);
+    }
+
+    /// The example of the format's description: its digests are shortened there and filled up with zeros here.
+    #[test]
+    fn the_published_example() {
+        let text = r#"{"schemaVersion":2,"artifactType":"application/vnd.io.github.containers.oci-delta.v1",
+            "config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},
+            "layers":[
+             {"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:867b4193920b8192000000000000000000000000000000000000000000000000","size":715,
+              "annotations":{"io.github.containers.delta.content":"image-manifest"}},
+             {"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:49dc3229d8ed7b49000000000000000000000000000000000000000000000000","size":299,
+              "annotations":{"io.github.containers.delta.content":"image-config"}},
+             {"mediaType":"application/vnd.tar-diff","digest":"sha256:453b6a6f17f0ab18000000000000000000000000000000000000000000000000","size":674,
+              "annotations":{"io.github.containers.delta.content":"image-layer",
+               "io.github.containers.delta.to":"sha256:dc2c7d87dce684ab000000000000000000000000000000000000000000000000"}},
+             {"mediaType":"application/vnd.dev.cosign.simplesigning.v1+json","digest":"sha256:41e82de5226ac000000000000000000000000000000000000000000000000000","size":241,
+              "annotations":{"io.github.containers.delta.content":"cosign-signature-content"}}],
+            "subject":{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:867b4193920b8192000000000000000000000000000000000000000000000000","size":715},
+            "annotations":{"io.github.containers.delta.reused":"[\"sha256:ba4dfb8600000000000000000000000000000000000000000000000000000000\"]",
+             "io.github.containers.delta.source":"sha256:cf1de3f5d45cff6b000000000000000000000000000000000000000000000000",
+             "io.github.containers.delta.source-config":"sha256:88e577dc6d4ab25c000000000000000000000000000000000000000000000000",
+             "io.github.containers.delta.target":"sha256:867b4193920b8192000000000000000000000000000000000000000000000000"}}"#;
+        let Document::Manifest(read) = Document::parse(text.as_bytes(), None).unwrap() else { panic!("an index") };
+        let envelope = Envelope::parse(&read).unwrap();
+        assert!(envelope.source_config.hex().starts_with("88e577dc6d4ab25c"));
+        assert!(envelope.target.hex().starts_with("867b4193920b8192"));
+        assert_eq!(envelope.layers.len(), 1);
+        assert!(envelope.layers[0].is_patch() && envelope.layers[0].to.hex().starts_with("dc2c7d87dce684ab"));
+    }
+
+    #[test]
+    fn what_is_not_a_delta_is_named() {
+        type Change = fn(&mut Manifest);
+        let cases: [(&str, Change, &str); 7] = [
+            ("no type", |m| m.artifact_type = None, "artifactType is \"\""),
+            ("another type", |m| m.artifact_type = Some("text/plain".into()), "artifactType is \"text/plain\""),
+            ("no source", |m| drop(m.annotations.remove(SOURCE_CONFIG)), "source-config is missing"),
+            ("a source that is no digest", |m| drop(m.annotations.insert(SOURCE_CONFIG.into(), "x".into())), "source-config: "),
+            ("no manifest", |m| drop(m.layers.remove(0)), "image-manifest"),
+            ("no config", |m| drop(m.layers.remove(1)), "image-config"),
+            ("another target", |m| drop(m.annotations.insert(TARGET.into(), Digest::of(b"").to_string())), "embedded manifest"),
+        ];
+        for (what, change, expected) in cases {
+            let mut changed = manifest();
+            change(&mut changed);
+            let error = Envelope::parse(&changed).unwrap_err();
+            assert!(error.contains(expected), "{what}: {error}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Making a delta between two images of the store and publishing it beside the new one.
+//!
+//! The layers' blobs have to be in the store (a publisher keeps them). They are uncompressed into unlinked files beside it, so the
+//! encoder's memory does not depend on the layers' number. A patch that is not smaller than the layer is not published: the layer's own
+//! blob takes its place, and costs nothing because the registry has it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use wherry_delta::tardiff::{Encoder, MEDIA_TYPE};
+
+use super::envelope::{EMPTY_CONFIG, Layer, Parts};
+use super::{EncodeFailure, Error};
+use crate::digest::{DiffId, Digest, Hasher};
+use crate::manifest::{Descriptor, OCI_MANIFEST};
+use crate::reference::Reference;
+use crate::registry::Client;
+use crate::store::{self, Image, Store};
+
+/// What was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The artifact's manifest.
+    pub artifact: Digest,
+    /// The bytes of the whole artifact: its manifest and every blob in it.
+    pub size: u64,
+    /// The bytes of the same layers in full.
+    pub full: u64,
+    /// Each layer that the old image does not have.
+    pub layers: Vec<PublishedLayer>,
+}
+
+/// One layer of a [`Published`] delta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedLayer {
+    /// The new image's layer.
+    pub layer: Digest,
+    /// Its size.
+    pub full: u64,
+    /// The patch's size; none when the layer itself is smaller.
+    pub patch: Option<u64>,
+}
+
+/// Publishes the delta that makes `new` out of `old` in the repository of `target`, where `new` already is.
+///
+/// # Errors
+/// [`Error::Publish`] when the images are not a pair or a layer's blob is not in the store; else whatever the store, the encoder or
+/// the registry says.
+pub fn push(store: &Store, client: &Client, old: &Image, new: &Image, target: &Reference) -> Result<Published, Error> {
+    if old.config_digest == new.config_digest {
+        return Err(Error::Publish(format!("both are the image {}", new.config_digest)));
+    }
+    if client.head_manifest(&target.with_digest(new.digest))?.is_none() {
+        let name = target.familiar_name();
+        return Err(Error::Publish(format!("{name} does not have the new image {}: push it first", new.digest)));
+    }
+    let (mut changed, mut reused) = (Vec::new(), Vec::new());
+    for (layer, diff_id) in new.manifest.layers.iter().zip(&new.diff_ids) {
+        if old.diff_ids.contains(diff_id) {
+            reused.push((layer.digest, *diff_id));
+        } else if !changed.iter().any(|(known, _): &(&Descriptor, _)| known.digest == layer.digest) {
+            changed.push((layer, *diff_id));
+        }
+    }
+    let scratch = Scratch { store };
+    let mut layers = Vec::new();
+    let mut published = Vec::new();
+    if !changed.is_empty() {
+        let tars = old.manifest.layers.iter().zip(&old.diff_ids);
+        let tars = tars.map(|(layer, diff_id)| scratch.tar(layer, diff_id)).collect::<Result<Vec<_>, _>>()?;
+        let failed = |what: String| move |source| Error::Encode { what, source: EncodeFailure(source) };
+        let mut encoder = Encoder::new(tars).map_err(failed(format!("image {}", old.digest)))?;
+        for (layer, diff_id) in changed {
+            let mut tar = scratch.tar(layer, &diff_id)?;
+            let mut patch = Hashed { file: scratch.file()?, hasher: Hasher::new(), size: 0 };
+            encoder.encode(&mut tar, &mut patch).map_err(failed(format!("layer {}", layer.digest)))?;
+            let smaller = patch.size < layer.size;
+            published.push(PublishedLayer { layer: layer.digest, full: layer.size, patch: smaller.then_some(patch.size) });
+            let blob = if smaller {
+                let blob = Descriptor::new(MEDIA_TYPE, patch.hasher.digest(), patch.size);
+                client.put_blob(target, &blob.digest, blob.size, &mut patch.file, &mut |_| {})?;
+                blob
+            } else {
+                let blob = Descriptor::new(&layer.media_type, layer.digest, layer.size);
+                client.put_blob(target, &blob.digest, blob.size, &mut scratch.blob(layer)?, &mut |_| {})?;
+                blob
+            };
+            layers.push(Layer { to: layer.digest, blob });
+        }
+    }
+    let document = |digest: &Digest, what| {
+        store.document(digest)?.ok_or(Error::Store(store::Error::NoBlob { what, digest: *digest }))
+    };
+    let manifest = document(&new.digest, "manifest")?;
+    let config = document(&new.config_digest, "config")?;
+    for bytes in [&manifest[..], &config, EMPTY_CONFIG] {
+        client.put_blob(target, &Digest::of(bytes), bytes.len() as u64, &mut Cursor::new(bytes), &mut |_| {})?;
+    }
+    let envelope = Parts {
+        source: old.digest,
+        source_config: old.config_digest,
+        target: Descriptor::of(&new.media_type, &manifest),
+        target_config: &new.manifest.config,
+        layers,
+        reused,
+    }
+    .manifest();
+    let blobs = envelope.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+    let bytes = serde_json::to_vec(&envelope).map_err(|error| Error::Publish(error.to_string()))?;
+    let artifact = Digest::of(&bytes);
+    client.put_manifest(&target.with_digest(artifact), OCI_MANIFEST, &bytes, envelope.subject.as_ref())?;
+    Ok(Published {
+        artifact,
+        size: blobs.saturating_add(bytes.len() as u64),
+        full: published.iter().map(|layer| layer.full).sum(),
+        layers: published,
+    })
+}
+
+/// Where tars and patches lie while a delta is made: files without a name on the store's file system, gone with the process.
+struct Scratch<'a> {
+    store: &'a Store,
+}
+
+impl Scratch<'_> {
+    fn file(&self) -> Result<File, Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = self.store.root().join(format!(".delta-{}-{number}", std::process::id()));
+        let failed = |source| store::Error::Io { action: "make", path: path.clone(), source };
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        std::fs::remove_file(&path).map_err(failed)?;
+        Ok(file)
+    }
+
+    fn blob(&self, layer: &Descriptor) -> Result<File, Error> {
+        self.store.blob(&layer.digest)?.ok_or_else(|| {
+            Error::Publish(format!("layer {} is not in the store: pull its image with --keep-blobs", layer.digest))
+        })
+    }
+
+    /// A layer's tar, uncompressed, its diffID checked.
+    fn tar(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<File, Error> {
+        let mut blob = BufReader::with_capacity(1 << 16, self.blob(layer)?);
+        let mut tar = Hashed { file: self.file()?, hasher: Hasher::new(), size: 0 };
+        let failed = |error: io::Error| Error::Publish(format!("layer {}: {error}", layer.digest));
+        let magic = peek(&mut blob).map_err(failed)?;
+        match magic {
+            [0x1f, 0x8b, ..] => io::copy(&mut flate2::bufread::MultiGzDecoder::new(blob), &mut tar),
+            [0x28, 0xb5, 0x2f, 0xfd] => zstd::stream::copy_decode(blob, &mut tar).map(|()| tar.size),
+            _ => io::copy(&mut blob, &mut tar),
+        }
+        .map_err(failed)?;
+        let got = tar.hasher.diff_id();
+        if got != *diff_id {
+            return Err(store::Error::DiffId { expected: *diff_id, got, bytes: tar.size }.into());
+        }
+        Ok(tar.file)
+    }
+}
+
+/// The first four bytes, left in the stream.
+fn peek(blob: &mut BufReader<File>) -> io::Result<[u8; 4]> {
+    let mut magic = [0; 4];
+    let mut read = 0;
+    while read < magic.len() {
+        match blob.read(&mut magic[read..])? {
+            0 => break,
+            length => read += length,
+        }
+    }
+    blob.seek(SeekFrom::Start(0))?;
+    Ok(magic)
+}
+
+/// A file whose bytes are hashed and counted as they are written.
+struct Hashed {
+    file: File,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(buf)?;
+        self.hasher.update(&buf[..length]);
+        self.size += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
