@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// An object's place: ordered as the server lists, by namespace and name within a resource.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
-    /// `pods`, or with its group: `leases.coordination.k8s.io`.
+    /// The plural name: `pods`.
     pub(super) resource: String,
     /// Empty for what lives in none.
     pub(super) namespace: String,
