@@ -10,6 +10,8 @@ pub mod digest;
 pub mod layout;
 pub mod manifest;
 pub mod platform;
+pub mod pull;
+pub mod push;
 pub mod reference;
 pub mod registry;
 pub mod serve;
