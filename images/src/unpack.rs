@@ -244,4 +244,4 @@ fn write_entries(source: &mut decompress::Source<impl Read>, tree: &mut tree::Tr
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
