@@ -1,6 +1,7 @@
 //! The parts that the whole-system tests and the demo are made of: a fault proxy, a double of the Kubernetes API,
 //! sample images, real registries, and processes run as an ordinary user.
 
+pub mod board;
 pub mod flaky;
 pub mod http;
 pub mod kernel;

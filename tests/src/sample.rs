@@ -391,6 +391,35 @@ pub fn iris_config() -> Value {
     })
 }
 
+/// A small image for tests: busybox and the tracer, which waits for SIGTERM when nothing else is asked.
+pub fn toolbox(layout: &mut Layout, tag: &str, tracer: &Path) -> Result<String> {
+    let mut tree = Tree::from([
+        ("tracer".to_owned(), Entry::File(fs::read(tracer)?, 0o755)),
+        (
+            "bin/busybox".to_owned(),
+            Entry::File(fs::read("/bin/busybox")?, 0o755),
+        ),
+        (
+            "etc/passwd".to_owned(),
+            Entry::File(b"root:x:0:0:root:/:/bin/sh\n".to_vec(), 0o644),
+        ),
+        (
+            "etc/group".to_owned(),
+            Entry::File(b"root:x:0:\n".to_vec(), 0o644),
+        ),
+    ]);
+    for name in ["cat", "echo", "false", "ls", "sh", "sleep", "true"] {
+        tree.insert(format!("bin/{name}"), Entry::Symlink("busybox".to_owned()));
+    }
+    for directory in ["proc", "sys", "dev", "tmp"] {
+        tree.insert(directory.to_owned(), Entry::Directory);
+    }
+    add_parents(&mut tree);
+    let layer = layout.layer(&tree)?;
+    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["/tracer", "wait"], "WorkingDir": "/"});
+    layout.image(tag, &[layer], config)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
