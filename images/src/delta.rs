@@ -13,11 +13,15 @@
 //! Nothing that an envelope or a patch says is trusted: the target's manifest and config come from the registry as for a full
 //! pull, and a layer made by a patch counts only when its diffID is the config's. Whatever fails, the full layer is pulled.
 
+#[cfg(feature = "publish")]
+mod compose;
 mod envelope;
 mod find;
 #[cfg(feature = "publish")]
 mod publish;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use envelope::{ARTIFACT_TYPE, Envelope, Layer};
 pub use find::{Candidate, apply, find, list};
@@ -87,7 +91,10 @@ impl Error {
             Self::Refused { .. } | Self::Publish(_) => Class::Permanent,
             Self::Patch(_) => Class::Corrupt,
             #[cfg(feature = "publish")]
-            Self::Encode { source: EncodeFailure(error), .. } => match error.class() {
+            Self::Encode {
+                source: EncodeFailure(error),
+                ..
+            } => match error.class() {
                 wherry_delta::Class::Transient => Class::Transient,
                 wherry_delta::Class::Permanent => Class::Permanent,
                 wherry_delta::Class::Corrupt => Class::Corrupt,

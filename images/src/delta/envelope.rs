@@ -6,27 +6,22 @@
 
 use std::collections::BTreeMap;
 
-use crate::digest::{DiffId, Digest};
-use crate::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_EMPTY, OCI_MANIFEST};
+use crate::digest::Digest;
+use crate::manifest::{Descriptor, Manifest};
 
 /// The artifactType.
 pub const ARTIFACT_TYPE: &str = "application/vnd.io.github.containers.oci-delta.v1";
-
-/// The config of every artifact.
-pub(super) const EMPTY_CONFIG: &[u8] = b"{}";
 
 /// Annotations of the manifest.
 pub(super) const TARGET: &str = "io.github.containers.delta.target";
 pub(super) const SOURCE: &str = "io.github.containers.delta.source";
 pub(super) const SOURCE_CONFIG: &str = "io.github.containers.delta.source-config";
-const REUSED: &str = "io.github.containers.delta.reused";
-const REUSED_DIFF_ID: &str = "io.github.containers.delta.reused-diff-id";
 /// Annotations of its layers.
-const CONTENT: &str = "io.github.containers.delta.content";
-const TO: &str = "io.github.containers.delta.to";
-const CONTENT_MANIFEST: &str = "image-manifest";
-const CONTENT_CONFIG: &str = "image-config";
-const CONTENT_LAYER: &str = "image-layer";
+pub(super) const CONTENT: &str = "io.github.containers.delta.content";
+pub(super) const TO: &str = "io.github.containers.delta.to";
+pub(super) const CONTENT_MANIFEST: &str = "image-manifest";
+pub(super) const CONTENT_CONFIG: &str = "image-config";
+pub(super) const CONTENT_LAYER: &str = "image-layer";
 
 /// One changed layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,18 +54,6 @@ pub struct Envelope {
     pub size: u64,
 }
 
-/// What an envelope is made of.
-pub(super) struct Parts<'a> {
-    pub(super) source: Digest,
-    pub(super) source_config: Digest,
-    /// The target's manifest.
-    pub(super) target: Descriptor,
-    pub(super) target_config: &'a Descriptor,
-    pub(super) layers: Vec<Layer>,
-    /// The layers that the source has too.
-    pub(super) reused: Vec<(Digest, DiffId)>,
-}
-
 impl Envelope {
     /// Reads an artifact's manifest. Layers with contents that are not known are left aside, as the format demands.
     ///
@@ -79,121 +62,75 @@ impl Envelope {
     pub fn parse(manifest: &Manifest) -> Result<Self, String> {
         match manifest.artifact_type.as_deref() {
             Some(ARTIFACT_TYPE) => {}
-            other => return Err(format!("artifactType is {:?}, expected {ARTIFACT_TYPE:?}", other.unwrap_or_default())),
+            other => {
+                return Err(format!(
+                    "artifactType is {:?}, expected {ARTIFACT_TYPE:?}",
+                    other.unwrap_or_default()
+                ));
+            }
         }
         let digest = |annotations: &BTreeMap<String, String>, name: &str| match annotations.get(name) {
             None => Ok(None),
-            Some(text) => Digest::parse(text).map(Some).map_err(|error| format!("annotation {name}: {error}")),
+            Some(text) => Digest::parse(text)
+                .map(Some)
+                .map_err(|error| format!("annotation {name}: {error}")),
         };
         let source_config = digest(&manifest.annotations, SOURCE_CONFIG)?
             .ok_or_else(|| format!("annotation {SOURCE_CONFIG} is missing"))?;
         let embedded = |content: &str| {
-            let mut found = manifest.layers.iter().filter(|layer| layer.annotations.get(CONTENT).is_some_and(|is| is == content));
-            found.next().map(|layer| layer.digest).ok_or_else(|| format!("it has no layer with the content {content}"))
+            let mut found = manifest
+                .layers
+                .iter()
+                .filter(|layer| layer.annotations.get(CONTENT).is_some_and(|is| is == content));
+            found
+                .next()
+                .map(|layer| layer.digest)
+                .ok_or_else(|| format!("it has no layer with the content {content}"))
         };
         let target = embedded(CONTENT_MANIFEST)?;
         embedded(CONTENT_CONFIG)?;
         if let Some(said) = digest(&manifest.annotations, TARGET)?.filter(|said| *said != target) {
-            return Err(format!("annotation {TARGET} is {said}, but the embedded manifest is {target}"));
+            return Err(format!(
+                "annotation {TARGET} is {said}, but the embedded manifest is {target}"
+            ));
         }
         let mut layers = Vec::new();
         for layer in &manifest.layers {
-            if layer.annotations.get(CONTENT).is_none_or(|content| content != CONTENT_LAYER) {
+            if layer
+                .annotations
+                .get(CONTENT)
+                .is_none_or(|content| content != CONTENT_LAYER)
+            {
                 continue;
             }
             if let Some(to) = digest(&layer.annotations, TO)? {
-                layers.push(Layer { to, blob: layer.clone() });
+                layers.push(Layer {
+                    to,
+                    blob: layer.clone(),
+                });
             }
         }
-        let size = manifest.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
-        Ok(Self { source_config, source: digest(&manifest.annotations, SOURCE)?, target, layers, size })
-    }
-}
-
-impl Parts<'_> {
-    /// Makes the manifest.
-    pub(super) fn manifest(self) -> Manifest {
-        let embed = |mut descriptor: Descriptor, content: &str| {
-            descriptor.annotations = BTreeMap::from([(CONTENT.to_owned(), content.to_owned())]);
-            descriptor
-        };
-        let subject = Descriptor::new(OCI_MANIFEST, self.target.digest, self.target.size);
-        let subject = Descriptor { media_type: self.target.media_type.clone(), ..subject };
-        let config = Descriptor::new(OCI_CONFIG, self.target_config.digest, self.target_config.size);
-        let mut layers = vec![embed(subject.clone(), CONTENT_MANIFEST), embed(config, CONTENT_CONFIG)];
-        for layer in self.layers {
-            let mut blob = embed(layer.blob, CONTENT_LAYER);
-            blob.annotations.insert(TO.to_owned(), layer.to.to_string());
-            layers.push(blob);
-        }
-        let mut annotations = BTreeMap::from([
-            (TARGET.to_owned(), subject.digest.to_string()),
-            (SOURCE.to_owned(), self.source.to_string()),
-            (SOURCE_CONFIG.to_owned(), self.source_config.to_string()),
-        ]);
-        if !self.reused.is_empty() {
-            let (digests, diff_ids): (Vec<_>, Vec<_>) =
-                self.reused.iter().map(|(digest, diff_id)| (digest.to_string(), diff_id.to_string())).unzip();
-            // Arrays of plain texts: `Value`'s display form is their JSON.
-            annotations.insert(REUSED.to_owned(), serde_json::Value::from(digests).to_string());
-            annotations.insert(REUSED_DIFF_ID.to_owned(), serde_json::Value::from(diff_ids).to_string());
-        }
-        Manifest {
-            schema_version: 2,
-            media_type: Some(OCI_MANIFEST.to_owned()),
-            artifact_type: Some(ARTIFACT_TYPE.to_owned()),
-            config: Descriptor::of(OCI_EMPTY, EMPTY_CONFIG),
+        let size = manifest
+            .layers
+            .iter()
+            .fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+        Ok(Self {
+            source_config,
+            source: digest(&manifest.annotations, SOURCE)?,
+            target,
             layers,
-            subject: Some(subject),
-            annotations,
-        }
+            size,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{Document, OCI_LAYER_GZIP};
-
-    fn digest(text: &str) -> Digest {
-        Digest::of(text.as_bytes())
-    }
-
-    fn parts(config: &Descriptor) -> Parts<'_> {
-        let patch = Descriptor::new(wherry_delta::tardiff::MEDIA_TYPE, digest("patch"), 1000);
-        let full = Descriptor::new(OCI_LAYER_GZIP, digest("layer 2"), 2000);
-        Parts {
-            source: digest("old manifest"),
-            source_config: digest("old config"),
-            target: Descriptor::of(OCI_MANIFEST, b"new manifest"),
-            target_config: config,
-            layers: vec![Layer { to: digest("layer 1"), blob: patch }, Layer { to: digest("layer 2"), blob: full }],
-            reused: vec![(digest("layer 0"), DiffId::of(b"tar 0"))],
-        }
-    }
-
-    fn manifest() -> Manifest {
-        parts(&Descriptor::of(OCI_CONFIG, b"new config")).manifest()
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let bytes = serde_json::to_vec(&manifest()).unwrap();
-        let Document::Manifest(read) = Document::parse(&bytes, Some(OCI_MANIFEST)).unwrap() else { panic!("an index") };
-        assert_eq!(read, manifest());
-        let envelope = Envelope::parse(&read).unwrap();
-        assert_eq!(envelope.target, digest("new manifest"));
-        assert_eq!(envelope.source, Some(digest("old manifest")));
-        assert_eq!(envelope.source_config, digest("old config"));
-        assert_eq!(envelope.size, 12 + 10 + 3000);
-        let found: Vec<_> = envelope.layers.iter().map(|layer| (layer.to, layer.blob.digest, layer.is_patch())).collect();
-        assert_eq!(found, [(digest("layer 1"), digest("patch"), true), (digest("layer 2"), digest("layer 2"), false)]);
-    }
+    use crate::manifest::Document;
 
     /// The example of the format's description: its digests are shortened there and filled up with zeros here.
-    #[test]
-    fn the_published_example() {
-        let text = r#"{"schemaVersion":2,"artifactType":"application/vnd.io.github.containers.oci-delta.v1",
+    const EXAMPLE: &str = r#"{"schemaVersion":2,"artifactType":"application/vnd.io.github.containers.oci-delta.v1",
             "config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},
             "layers":[
              {"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:867b4193920b8192000000000000000000000000000000000000000000000000","size":715,
@@ -210,8 +147,17 @@ mod tests {
              "io.github.containers.delta.source":"sha256:cf1de3f5d45cff6b000000000000000000000000000000000000000000000000",
              "io.github.containers.delta.source-config":"sha256:88e577dc6d4ab25c000000000000000000000000000000000000000000000000",
              "io.github.containers.delta.target":"sha256:867b4193920b8192000000000000000000000000000000000000000000000000"}}"#;
-        let Document::Manifest(read) = Document::parse(text.as_bytes(), None).unwrap() else { panic!("an index") };
-        let envelope = Envelope::parse(&read).unwrap();
+
+    fn example() -> Manifest {
+        let Document::Manifest(read) = Document::parse(EXAMPLE.as_bytes(), None).unwrap() else {
+            panic!("an index")
+        };
+        read
+    }
+
+    #[test]
+    fn the_published_example() {
+        let envelope = Envelope::parse(&example()).unwrap();
         assert!(envelope.source_config.hex().starts_with("88e577dc6d4ab25c"));
         assert!(envelope.target.hex().starts_with("867b4193920b8192"));
         assert_eq!(envelope.layers.len(), 1);
@@ -223,15 +169,31 @@ mod tests {
         type Change = fn(&mut Manifest);
         let cases: [(&str, Change, &str); 7] = [
             ("no type", |m| m.artifact_type = None, "artifactType is \"\""),
-            ("another type", |m| m.artifact_type = Some("text/plain".into()), "artifactType is \"text/plain\""),
-            ("no source", |m| drop(m.annotations.remove(SOURCE_CONFIG)), "source-config is missing"),
-            ("a source that is no digest", |m| drop(m.annotations.insert(SOURCE_CONFIG.into(), "x".into())), "source-config: "),
+            (
+                "another type",
+                |m| m.artifact_type = Some("text/plain".into()),
+                "artifactType is \"text/plain\"",
+            ),
+            (
+                "no source",
+                |m| drop(m.annotations.remove(SOURCE_CONFIG)),
+                "source-config is missing",
+            ),
+            (
+                "a source that is no digest",
+                |m| drop(m.annotations.insert(SOURCE_CONFIG.into(), "x".into())),
+                "source-config: ",
+            ),
             ("no manifest", |m| drop(m.layers.remove(0)), "image-manifest"),
             ("no config", |m| drop(m.layers.remove(1)), "image-config"),
-            ("another target", |m| drop(m.annotations.insert(TARGET.into(), Digest::of(b"").to_string())), "embedded manifest"),
+            (
+                "another target",
+                |m| drop(m.annotations.insert(TARGET.into(), Digest::of(b"").to_string())),
+                "embedded manifest",
+            ),
         ];
         for (what, change, expected) in cases {
-            let mut changed = manifest();
+            let mut changed = example();
             change(&mut changed);
             let error = Envelope::parse(&changed).unwrap_err();
             assert!(error.contains(expected), "{what}: {error}");

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
-use super::envelope::{ARTIFACT_TYPE, Envelope, Layer, SOURCE_CONFIG};
 use super::Error;
+use super::envelope::{ARTIFACT_TYPE, Envelope, Layer, SOURCE_CONFIG};
 use crate::digest::{DiffId, Digest};
 use crate::manifest::{Descriptor, Document};
 use crate::reference::Reference;
@@ -30,7 +30,10 @@ pub struct Candidate {
 impl Candidate {
     /// The patch that makes the target's layer `to`; none when there is only the layer itself.
     pub fn layer(&self, to: &Digest) -> Option<&Layer> {
-        self.envelope.layers.iter().find(|layer| layer.to == *to && layer.is_patch())
+        self.envelope
+            .layers
+            .iter()
+            .find(|layer| layer.to == *to && layer.is_patch())
     }
 }
 
@@ -40,7 +43,12 @@ impl Candidate {
 ///
 /// # Errors
 /// The registry cannot be asked, or the store cannot be read. The caller goes on without a delta.
-pub fn find(client: &Client, reference: &Reference, target: &Digest, store: &Store) -> Result<Option<Candidate>, Error> {
+pub fn find(
+    client: &Client,
+    reference: &Reference,
+    target: &Digest,
+    store: &Store,
+) -> Result<Option<Candidate>, Error> {
     let sources = sources(store)?;
     if sources.is_empty() {
         return Ok(None);
@@ -60,9 +68,18 @@ pub fn find(client: &Client, reference: &Reference, target: &Digest, store: &Sto
                 continue;
             }
         };
-        let Some(trees) = sources.get(&envelope.source_config) else { continue };
-        if best.as_ref().is_none_or(|best| envelope.size < best.envelope.size) {
-            best = Some(Candidate { artifact: entry.digest, envelope, trees: trees.clone() });
+        let Some(trees) = sources.get(&envelope.source_config) else {
+            continue;
+        };
+        if best
+            .as_ref()
+            .is_none_or(|best| envelope.size < best.envelope.size)
+        {
+            best = Some(Candidate {
+                artifact: entry.digest,
+                envelope,
+                trees: trees.clone(),
+            });
         }
     }
     Ok(best)
@@ -72,7 +89,11 @@ pub fn find(client: &Client, reference: &Reference, target: &Digest, store: &Sto
 ///
 /// # Errors
 /// The registry cannot be asked, or an artifact cannot be read.
-pub fn list(client: &Client, reference: &Reference, target: &Digest) -> Result<Vec<(Digest, Envelope)>, Error> {
+pub fn list(
+    client: &Client,
+    reference: &Reference,
+    target: &Digest,
+) -> Result<Vec<(Digest, Envelope)>, Error> {
     let listed = client.list_referrers(reference, target, Some(ARTIFACT_TYPE))?;
     listed
         .iter()
@@ -87,7 +108,11 @@ fn sources(store: &Store) -> Result<BTreeMap<Digest, Vec<PathBuf>>, Error> {
     let mut sources = BTreeMap::new();
     for record in store.images()? {
         let image = store.image(&record.digest)?;
-        let trees = image.diff_ids.iter().map(|diff_id| store.layer(diff_id)).collect::<Result<Option<Vec<_>>, _>>()?;
+        let trees = image
+            .diff_ids
+            .iter()
+            .map(|diff_id| store.layer(diff_id))
+            .collect::<Result<Option<Vec<_>>, _>>()?;
         if let Some(trees) = trees {
             sources.insert(image.config_digest, trees);
         }
@@ -95,17 +120,28 @@ fn sources(store: &Store) -> Result<BTreeMap<Digest, Vec<PathBuf>>, Error> {
     Ok(sources)
 }
 
-fn fetch(client: &Client, reference: &Reference, target: &Digest, entry: &Descriptor) -> Result<Envelope, Error> {
+fn fetch(
+    client: &Client,
+    reference: &Reference,
+    target: &Digest,
+    entry: &Descriptor,
+) -> Result<Envelope, Error> {
     let artifact = entry.digest;
     let fetched = client.get_manifest(&reference.with_digest(artifact))?;
     let refused = |reason: String| Error::Refused { artifact, reason };
-    let manifest = match fetched.document().map_err(|source| Error::Manifest { artifact, source })? {
+    let manifest = match fetched
+        .document()
+        .map_err(|source| Error::Manifest { artifact, source })?
+    {
         Document::Manifest(manifest) => manifest,
         Document::Index(_) => return Err(refused("it is an index".to_owned())),
     };
     let envelope = Envelope::parse(&manifest).map_err(refused)?;
     if envelope.target != *target {
-        return Err(refused(format!("it makes {}, expected {target}", envelope.target)));
+        return Err(refused(format!(
+            "it makes {}, expected {target}",
+            envelope.target
+        )));
     }
     Ok(envelope)
 }
@@ -128,9 +164,19 @@ pub fn apply(
 ) -> Result<(), Error> {
     if !layer.is_patch() {
         let reason = format!("layer {} is not a patch but {}", layer.to, layer.blob.media_type);
-        return Err(Error::Refused { artifact: candidate.artifact, reason });
+        return Err(Error::Refused {
+            artifact: candidate.artifact,
+            reason,
+        });
     }
-    let encoding = Encoding::TarDiff { sources: candidate.trees.clone() };
-    store.unpack_layer(diff_id, Input::Blob(patch), &encoding, &Limits::for_blob(full_size))?;
+    let encoding = Encoding::TarDiff {
+        sources: candidate.trees.clone(),
+    };
+    store.unpack_layer(
+        diff_id,
+        Input::Blob(patch),
+        &encoding,
+        &Limits::for_blob(full_size),
+    )?;
     Ok(())
 }

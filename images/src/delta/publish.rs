@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use wherry_delta::tardiff::{Encoder, MEDIA_TYPE};
 
-use super::envelope::{EMPTY_CONFIG, Layer, Parts};
+use super::compose::{EMPTY_CONFIG, Parts};
+use super::envelope::Layer;
 use super::{EncodeFailure, Error};
 use crate::digest::{DiffId, Digest, Hasher};
 use crate::manifest::{Descriptor, OCI_MANIFEST};
@@ -48,19 +49,34 @@ pub struct PublishedLayer {
 /// # Errors
 /// [`Error::Publish`] when the images are not a pair or a layer's blob is not in the store; else whatever the store, the encoder or
 /// the registry says.
-pub fn push(store: &Store, client: &Client, old: &Image, new: &Image, target: &Reference) -> Result<Published, Error> {
+pub fn push(
+    store: &Store,
+    client: &Client,
+    old: &Image,
+    new: &Image,
+    target: &Reference,
+) -> Result<Published, Error> {
     if old.config_digest == new.config_digest {
-        return Err(Error::Publish(format!("both are the image {}", new.config_digest)));
+        return Err(Error::Publish(format!(
+            "both are the image {}",
+            new.config_digest
+        )));
     }
     if client.head_manifest(&target.with_digest(new.digest))?.is_none() {
         let name = target.familiar_name();
-        return Err(Error::Publish(format!("{name} does not have the new image {}: push it first", new.digest)));
+        return Err(Error::Publish(format!(
+            "{name} does not have the new image {}: push it first",
+            new.digest
+        )));
     }
     let (mut changed, mut reused) = (Vec::new(), Vec::new());
     for (layer, diff_id) in new.manifest.layers.iter().zip(&new.diff_ids) {
         if old.diff_ids.contains(diff_id) {
             reused.push((layer.digest, *diff_id));
-        } else if !changed.iter().any(|(known, _): &(&Descriptor, _)| known.digest == layer.digest) {
+        } else if !changed
+            .iter()
+            .any(|(known, _): &(&Descriptor, _)| known.digest == layer.digest)
+        {
             changed.push((layer, *diff_id));
         }
     }
@@ -69,34 +85,69 @@ pub fn push(store: &Store, client: &Client, old: &Image, new: &Image, target: &R
     let mut published = Vec::new();
     if !changed.is_empty() {
         let tars = old.manifest.layers.iter().zip(&old.diff_ids);
-        let tars = tars.map(|(layer, diff_id)| scratch.tar(layer, diff_id)).collect::<Result<Vec<_>, _>>()?;
-        let failed = |what: String| move |source| Error::Encode { what, source: EncodeFailure(source) };
+        let tars = tars
+            .map(|(layer, diff_id)| scratch.tar(layer, diff_id))
+            .collect::<Result<Vec<_>, _>>()?;
+        let failed = |what: String| {
+            move |source| Error::Encode {
+                what,
+                source: EncodeFailure(source),
+            }
+        };
         let mut encoder = Encoder::new(tars).map_err(failed(format!("image {}", old.digest)))?;
         for (layer, diff_id) in changed {
             let mut tar = scratch.tar(layer, &diff_id)?;
-            let mut patch = Hashed { file: scratch.file()?, hasher: Hasher::new(), size: 0 };
-            encoder.encode(&mut tar, &mut patch).map_err(failed(format!("layer {}", layer.digest)))?;
+            let mut patch = Hashed {
+                file: scratch.file()?,
+                hasher: Hasher::new(),
+                size: 0,
+            };
+            encoder
+                .encode(&mut tar, &mut patch)
+                .map_err(failed(format!("layer {}", layer.digest)))?;
             let smaller = patch.size < layer.size;
-            published.push(PublishedLayer { layer: layer.digest, full: layer.size, patch: smaller.then_some(patch.size) });
+            published.push(PublishedLayer {
+                layer: layer.digest,
+                full: layer.size,
+                patch: smaller.then_some(patch.size),
+            });
             let blob = if smaller {
                 let blob = Descriptor::new(MEDIA_TYPE, patch.hasher.digest(), patch.size);
                 client.put_blob(target, &blob.digest, blob.size, &mut patch.file, &mut |_| {})?;
                 blob
             } else {
                 let blob = Descriptor::new(&layer.media_type, layer.digest, layer.size);
-                client.put_blob(target, &blob.digest, blob.size, &mut scratch.blob(layer)?, &mut |_| {})?;
+                client.put_blob(
+                    target,
+                    &blob.digest,
+                    blob.size,
+                    &mut scratch.blob(layer)?,
+                    &mut |_| {},
+                )?;
                 blob
             };
-            layers.push(Layer { to: layer.digest, blob });
+            layers.push(Layer {
+                to: layer.digest,
+                blob,
+            });
         }
     }
     let document = |digest: &Digest, what| {
-        store.document(digest)?.ok_or(Error::Store(store::Error::NoBlob { what, digest: *digest }))
+        store.document(digest)?.ok_or(Error::Store(store::Error::NoBlob {
+            what,
+            digest: *digest,
+        }))
     };
     let manifest = document(&new.digest, "manifest")?;
     let config = document(&new.config_digest, "config")?;
     for bytes in [&manifest[..], &config, EMPTY_CONFIG] {
-        client.put_blob(target, &Digest::of(bytes), bytes.len() as u64, &mut Cursor::new(bytes), &mut |_| {})?;
+        client.put_blob(
+            target,
+            &Digest::of(bytes),
+            bytes.len() as u64,
+            &mut Cursor::new(bytes),
+            &mut |_| {},
+        )?;
     }
     let envelope = Parts {
         source: old.digest,
@@ -107,10 +158,18 @@ pub fn push(store: &Store, client: &Client, old: &Image, new: &Image, target: &R
         reused,
     }
     .manifest();
-    let blobs = envelope.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+    let blobs = envelope
+        .layers
+        .iter()
+        .fold(0u64, |sum, layer| sum.saturating_add(layer.size));
     let bytes = serde_json::to_vec(&envelope).map_err(|error| Error::Publish(error.to_string()))?;
     let artifact = Digest::of(&bytes);
-    client.put_manifest(&target.with_digest(artifact), OCI_MANIFEST, &bytes, envelope.subject.as_ref())?;
+    client.put_manifest(
+        &target.with_digest(artifact),
+        OCI_MANIFEST,
+        &bytes,
+        envelope.subject.as_ref(),
+    )?;
     Ok(Published {
         artifact,
         size: blobs.saturating_add(bytes.len() as u64),
@@ -128,23 +187,43 @@ impl Scratch<'_> {
     fn file(&self) -> Result<File, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = self.store.root().join(format!(".delta-{}-{number}", std::process::id()));
-        let failed = |source| store::Error::Io { action: "make", path: path.clone(), source };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        let path = self
+            .store
+            .root()
+            .join(format!(".delta-{}-{number}", std::process::id()));
+        let failed = |source| store::Error::Io {
+            action: "make",
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
         Ok(file)
     }
 
     fn blob(&self, layer: &Descriptor) -> Result<File, Error> {
         self.store.blob(&layer.digest)?.ok_or_else(|| {
-            Error::Publish(format!("layer {} is not in the store: pull its image with --keep-blobs", layer.digest))
+            Error::Publish(format!(
+                "layer {} is not in the store: pull its image with --keep-blobs",
+                layer.digest
+            ))
         })
     }
 
     /// A layer's tar, uncompressed, its diffID checked.
     fn tar(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<File, Error> {
         let mut blob = BufReader::with_capacity(1 << 16, self.blob(layer)?);
-        let mut tar = Hashed { file: self.file()?, hasher: Hasher::new(), size: 0 };
+        let mut tar = Hashed {
+            file: self.file()?,
+            hasher: Hasher::new(),
+            size: 0,
+        };
         let failed = |error: io::Error| Error::Publish(format!("layer {}: {error}", layer.digest));
         let magic = peek(&mut blob).map_err(failed)?;
         match magic {
@@ -155,7 +234,12 @@ impl Scratch<'_> {
         .map_err(failed)?;
         let got = tar.hasher.diff_id();
         if got != *diff_id {
-            return Err(store::Error::DiffId { expected: *diff_id, got, bytes: tar.size }.into());
+            return Err(store::Error::DiffId {
+                expected: *diff_id,
+                got,
+                bytes: tar.size,
+            }
+            .into());
         }
         Ok(tar.file)
     }

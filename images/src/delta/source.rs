@@ -27,7 +27,11 @@ struct Trees(Vec<OwnedFd>);
 impl Trees {
     fn open(trees: &[PathBuf]) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        trees.iter().map(|tree| Ok(open(tree, flags, Mode::empty())?)).collect::<io::Result<_>>().map(Self)
+        trees
+            .iter()
+            .map(|tree| Ok(open(tree, flags, Mode::empty())?))
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 }
 
@@ -61,11 +65,21 @@ fn open_beneath(tree: &OwnedFd, path: &[u8]) -> Result<Option<File>, Errno> {
         let at = directory.as_ref().unwrap_or(tree).as_fd();
         let through = OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if components.peek().is_some() {
-            directory = Some(openat(at, component, through | OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?);
+            directory = Some(openat(
+                at,
+                component,
+                through | OFlags::PATH | OFlags::DIRECTORY,
+                Mode::empty(),
+            )?);
             continue;
         }
         // Without NONBLOCK a FIFO would hold the decoder up for ever.
-        let file = openat(at, component, through | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let file = openat(
+            at,
+            component,
+            through | OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )?;
         let regular = FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
         return Ok(regular.then(|| file.into()));
     }
@@ -80,14 +94,19 @@ fn open_beneath(tree: &OwnedFd, path: &[u8]) -> Result<Option<File>, Errno> {
 /// # Errors
 /// When a tree cannot be opened or `patch` is not a tar-diff. What goes wrong later comes as an error of the stream.
 pub fn tar_stream<R: Read>(patch: R, sources: &[PathBuf]) -> Result<impl Read + use<R>, Error> {
-    let trees = Trees::open(sources).map_err(|error| Error::Patch(format!("delta: cannot open the source image: {error}")))?;
+    let trees = Trees::open(sources)
+        .map_err(|error| Error::Patch(format!("delta: cannot open the source image: {error}")))?;
     let mut patch = Std(BufReader::with_capacity(BUFFER, patch));
     read_magic::<_, io::Error>(&mut patch).map_err(|error| Error::Patch(error.to_string()))?;
     let broken = |error: io::Error| Error::Patch(format!("delta: {error}"));
     let mut operations = zstd::stream::read::Decoder::with_buffer(patch.0).map_err(broken)?;
     operations.window_log_max(WINDOW_LOG_MAX).map_err(broken)?;
     let operations = Std(BufReader::with_capacity(BUFFER, operations));
-    Ok(TarStream(Decoder::new(operations, trees, Limits { output: u64::MAX })))
+    Ok(TarStream(Decoder::new(
+        operations,
+        trees,
+        Limits { output: u64::MAX },
+    )))
 }
 
 /// A decoder as a `std::io` stream.
@@ -95,7 +114,9 @@ struct TarStream<R: Read>(Decoder<Std<R>, Trees>);
 
 impl<R: Read> Read for TarStream<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+        self.0
+            .read(buf)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
     }
 }
 
@@ -117,14 +138,20 @@ mod tests {
             bytes.push(size as u8);
             bytes.extend_from_slice(payload);
         }
-        [&wherry_delta::tardiff::MAGIC_V1[..], &zstd::encode_all(&bytes[..], 3).unwrap()].concat()
+        [
+            &wherry_delta::tardiff::MAGIC_V1[..],
+            &zstd::encode_all(&bytes[..], 3).unwrap(),
+        ]
+        .concat()
     }
 
     fn taken(path: &str, size: u64, sources: &[PathBuf]) -> Result<String, String> {
         let patch = patch(&[(1, path.len() as u64, path.as_bytes()), (2, size, b"")]);
         let mut text = String::new();
         let mut stream = tar_stream(&patch[..], sources).map_err(|error| error.to_string())?;
-        stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        stream
+            .read_to_string(&mut text)
+            .map_err(|error| error.to_string())?;
         Ok(text)
     }
 
@@ -159,7 +186,10 @@ mod tests {
             let found = taken(path, expected.map_or(1, |text: &str| text.len() as u64), &sources);
             match expected {
                 Ok(text) => assert_eq!(found.as_deref(), Ok(text), "{path}"),
-                Err(part) => assert!(found.as_ref().is_err_and(|error| error.contains(part)), "{path}: {found:?}"),
+                Err(part) => assert!(
+                    found.as_ref().is_err_and(|error| error.contains(part)),
+                    "{path}: {found:?}"
+                ),
             }
         }
     }
@@ -170,7 +200,11 @@ mod tests {
         let mut tail = valid.clone();
         tail.truncate(valid.len() - 1);
         for (what, bytes, expected) in [
-            ("not a tar-diff", b"\x1f\x8b\x08\0\0\0\0\0\0".to_vec(), "expected a tar-diff header"),
+            (
+                "not a tar-diff",
+                b"\x1f\x8b\x08\0\0\0\0\0\0".to_vec(),
+                "expected a tar-diff header",
+            ),
             ("empty", vec![], "ends inside"),
             ("not zstd", [&valid[..8], b"garbage garbage"].concat(), "delta: "),
             ("cut", tail, "delta: "),
@@ -189,7 +223,11 @@ mod tests {
         // A frame header that declares 16 MiB, and one empty raw block.
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, (24 - 10) << 3, 1, 0, 0];
         let bytes = [&wherry_delta::tardiff::MAGIC_V1[..], &frame].concat();
-        let error = tar_stream(&bytes[..], &[]).unwrap().read(&mut [0]).unwrap_err().to_string();
+        let error = tar_stream(&bytes[..], &[])
+            .unwrap()
+            .read(&mut [0])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("delta: "), "{error}");
     }
 }
