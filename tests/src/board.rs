@@ -93,10 +93,15 @@ impl Board {
 pub fn import(stage: &Stage, root: &Path, layout: &Path, tag: &str, name: &str) -> Result<()> {
     let pulled = stage.must(
         root,
-        &["pull", "--keep-blobs", &format!("oci:{}:{tag}", layout.display())],
+        &[
+            "pull",
+            "-q",
+            "--keep-blobs",
+            &format!("oci:{}:{tag}", layout.display()),
+        ],
     )?;
-    let local = pulled.lines().last().unwrap_or_default().trim().to_owned();
-    stage.must(root, &["tag", &local, name])?;
+    let local = pulled.trim();
+    stage.must(root, &["tag", local, name])?;
     Ok(())
 }
 

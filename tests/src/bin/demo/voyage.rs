@@ -242,9 +242,11 @@ fn publish(scene: &Scene, layout: &Path, version: &str) -> Result<()> {
     let publisher = scene.stage.directory().join("publisher");
     let name = format!("{}/iris:{version}", scene.registry);
     let source = format!("oci:{}:{version}", layout.display());
-    let pulled = scene.stage.must(&publisher, &["pull", "--keep-blobs", &source])?;
-    let local = pulled.lines().last().unwrap_or_default().trim().to_owned();
-    scene.stage.must(&publisher, &["tag", &local, &name])?;
+    let pulled = scene
+        .stage
+        .must(&publisher, &["pull", "-q", "--keep-blobs", &source])?;
+    let local = pulled.trim();
+    scene.stage.must(&publisher, &["tag", local, &name])?;
     scene
         .stage
         .must(&publisher, &["push", "--creds", &format!("demo:{TOKEN}"), &name])?;
