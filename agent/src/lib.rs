@@ -3,5 +3,12 @@
 //! Both are clients of the same files: [`container`] knows a container's directory and who may change it, [`assemble`]
 //! makes the bundle that `wherry-runtime` is given.
 
+pub mod args;
 pub mod assemble;
+pub mod cli;
 pub mod container;
+pub mod daemon;
+pub mod source;
+pub mod upstream;
+
+mod sys;
