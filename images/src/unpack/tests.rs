@@ -702,11 +702,18 @@ fn every_form_of_sparse_file() {
     want[1024..1536].fill(1);
     want[8192..8704].fill(2);
     let real: (&str, &[u8]) = ("GNU.sparse.realsize", b"10000");
-    let mut map = b"2\n1024\n512\n8192\n512\n".to_vec();
+    let mut map = b"3\n1024\n512\n8192\n512\n10000\n0\n".to_vec();
     map.resize(512, 0);
     let old = header(b'S', b"s", 1024, |h| {
         octal(&mut h[483..495], 10_000);
-        for (at, value) in [(386, 1024), (398, 512), (410, 8192), (422, 512)] {
+        for (at, value) in [
+            (386, 1024),
+            (398, 512),
+            (410, 8192),
+            (422, 512),
+            (434, 10_000),
+            (446, 0),
+        ] {
             octal(&mut h[at..at + 12], value);
         }
     });

@@ -288,7 +288,9 @@ impl Tree {
                 self.written.data_size += n;
             }
         }
-        let end = entry.segments.last().map_or(0, |(offset, len)| offset + len);
+        // A map may end with an empty segment at the end of the file, which writes nothing there.
+        let data = entry.segments.iter().filter(|(_, len)| *len > 0);
+        let end = data.last().map_or(0, |(offset, len)| offset + len);
         if end < entry.size {
             file.set_len(entry.size).map_err(failed)?;
         }
