@@ -128,7 +128,7 @@ impl Source {
                 let absolute = folder.canonicalize().unwrap_or_else(|_| folder.clone());
                 let base = absolute
                     .file_name()
-                    .map(|n| n.to_string_lossy().to_ascii_lowercase())
+                    .map(|n| repository_word(&n.to_string_lossy()))
                     .unwrap_or_default();
                 let text = format!("localhost/{base}:{}", tag.as_deref().unwrap_or("latest"));
                 Reference::parse(&text)
@@ -137,6 +137,14 @@ impl Source {
         };
         Ok(Source::Layout { folder, tag, name })
     }
+}
+
+/// A directory's name as a repository's: lower case, what is neither letter nor digit as a single dash.
+fn repository_word(name: &str) -> String {
+    let words = name
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
 /// What a pull is at.
@@ -624,4 +632,27 @@ fn give_back(partial: Partial, error: impl Into<Error>) -> Error {
 /// that cannot be unpacked are of no use.
 fn drops(error: &store::Error) -> bool {
     matches!(error, store::Error::NoSpace { .. }) || error.class() != Class::Transient
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources() {
+        for (text, name) in [
+            ("oci:/nowhere/My_App.v2:v1", "localhost/my-app-v2:v1"),
+            ("oci:/nowhere/iris", "localhost/iris:latest"),
+            ("oci:/nowhere/x:reg.example/a/b:c", "reg.example/a/b:c"),
+        ] {
+            assert!(
+                matches!(Source::parse(text), Ok(Source::Layout { name: n, .. }) if n.to_string() == name),
+                "{text}"
+            );
+        }
+        assert!(matches!(Source::parse("iris"), Ok(Source::Registry(r)) if r.familiar() == "iris:latest"));
+        for text in ["", "oci:/nowhere/---:v1", "oci:/nowhere/x:no tag", "Iris"] {
+            assert!(matches!(Source::parse(text), Err(Error::Name(_))), "{text}");
+        }
+    }
 }

@@ -153,6 +153,8 @@ impl Client {
         let (expected, size) = (descriptor.digest, descriptor.size);
         let mut retry = self.retry(reference);
         let mut mismatched = false;
+        // The farthest so far: bytes that come again after starting over are no progress.
+        let mut best = sink.offset();
         loop {
             self.check_cancelled()?;
             let have = sink.offset();
@@ -175,11 +177,13 @@ impl Client {
                 // A partial that was never this blob's, or a bit that flipped on the way: once more, from the start.
                 tracing::warn!(error = %error, "fetching it again");
                 mismatched = true;
+                best = 0;
                 continue;
             }
             let begun = Instant::now();
             let result = self.fetch_some(reference, &what, &expected, size, sink, progress);
-            if sink.offset() > have {
+            if sink.offset() > best {
+                best = sink.offset();
                 retry.progressed();
             }
             let (fault, reason) = match result {

@@ -63,7 +63,7 @@ impl Url {
 
     /// Where `location` leads from here (RFC 3986 5.2, without dot segments: servers send absolute paths).
     pub(crate) fn join(&self, location: &str) -> Option<Url> {
-        if location.len() > MAX_URL {
+        if location.is_empty() || location.len() > MAX_URL {
             return None;
         }
         if let Some(rest) = location.strip_prefix("//") {
@@ -165,6 +165,7 @@ mod tests {
             ("id", Some("http://reg.example:5000/v2/a/blobs/uploads/id")),
             ("?y=2", Some("http://reg.example:5000/v2/a/blobs/uploads/?y=2")),
             ("https://cdn.example", Some("https://cdn.example/")),
+            ("", None),
             ("ftp://x/y", None),
             ("file:///etc/passwd", None),
             ("http://u:p@x/y", None),

@@ -23,6 +23,8 @@ const BUSY_TRIES: u32 = 20;
 const FAULT_TRIES: u32 = 6;
 /// Tries while the registry ignores the range (a pull-through cache that is still filling).
 const WHOLE_TRIES: u32 = 5;
+/// Times a transfer starts over without getting farther than before: no ranges and a link that does not last for the whole.
+const MAX_STARTS: u32 = 4;
 /// First wait after a cut that brought nothing; a cut after new bytes is not waited for at all.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Waits stay at this through a short outage, so that its end is noticed within a second.
@@ -71,6 +73,7 @@ pub(crate) struct Retry {
     busy: u32,
     server: u32,
     whole: u32,
+    starts: u32,
     waited: Duration,
     patience: Duration,
 }
@@ -85,6 +88,7 @@ impl Retry {
             busy: 0,
             server: 0,
             whole: 0,
+            starts: 0,
             waited: Duration::ZERO,
             patience,
         }
@@ -137,10 +141,16 @@ impl Retry {
                 self.whole += 1;
                 if self.whole >= WHOLE_TRIES {
                     self.whole = 0;
-                    return Next::StartOver;
+                    self.starts += 1;
+                    return if self.starts > MAX_STARTS {
+                        Next::GiveUp
+                    } else {
+                        Next::StartOver
+                    };
                 }
-                // The cache is filling from its upstream: 1, 2, 2, 2 s.
-                Duration::from_secs(if self.whole == 1 { 1 } else { 2 })
+                // The cache is filling from its upstream: 1, 2, 2, 2 s, which patience does not count.
+                let wait = Duration::from_secs(if self.whole == 1 { 1 } else { 2 });
+                return Next::Wait(wait + jitter(wait, random));
             }
         };
         let wait = wait + jitter(wait, random);
