@@ -28,13 +28,16 @@ use std::time::{Duration, Instant};
 
 use wherry_images::{Class, Digest, Image, Store};
 
-use directory::{Desired, Directory, Lock, Problem};
+use directory::{Desired, Directory, Problem};
 use observed::{Truth, VERSION};
 use process::Exit;
 
+pub(crate) use directory::{Lock, make_directory, read_bounded, sync_directory, write_durably};
 pub use launch::Attach;
+pub(crate) use launch::started_root;
 pub use observed::{Observed, Status, Timestamp};
 pub use spec::{Id, Invalid, Mount, Network, Owner, Port, Signal, Source, Spec, check_hostname, check_name};
+pub(crate) use tree::remove as remove_tree;
 
 /// How often another name is tried for a container that was not given one.
 const NAME_ATTEMPTS: u32 = 20;

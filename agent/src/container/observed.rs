@@ -85,13 +85,16 @@ pub struct Observed {
     pub version: u32,
     /// Where it is in its life.
     pub status: Status,
-    /// The first process, while there is one.
+    /// The first process, once there was one.
+    #[serde(with = "or_zero")]
     pub pid: Option<i32>,
     /// Its start time in clock ticks since boot: with it a pid is not mistaken for another process.
+    #[serde(with = "or_zero")]
     pub pid_start: Option<u64>,
     /// The boot during which this was written.
     pub boot_id: String,
-    /// The monitor that wrote this.
+    /// The monitor that wrote this, once there was one.
+    #[serde(with = "or_zero")]
     pub monitor_pid: Option<i32>,
     /// When this run of the container was prepared.
     pub created_at: Timestamp,
@@ -107,6 +110,28 @@ pub struct Observed {
     pub oom_killed: bool,
     /// Why it could not be started, or was lost.
     pub error: Option<String>,
+}
+
+/// A number that the record writes as 0 while there is none.
+mod or_zero {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T, S>(number: &Option<T>, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        T: Copy + Default + Serialize,
+        S: Serializer,
+    {
+        number.unwrap_or_default().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: Default + PartialOrd + Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let number = T::deserialize(deserializer)?;
+        Ok((number > T::default()).then_some(number))
+    }
 }
 
 /// Whether a record may be believed.

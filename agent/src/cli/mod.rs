@@ -1,0 +1,216 @@
+//! The command line: one file for each verb, docker's flags and output shapes.
+//!
+//! What fails says so in one line on standard error, `wherry: <what> <where>: <cause>; <what to do>`, and the exit code
+//! is docker's: 125 when wherry itself failed in `run` or the command line is wrong, 126 and 127 when the command could
+//! not be run or found, 1 for other failures, and else the container's own.
+
+mod ago;
+mod attach;
+mod delta;
+mod doctor;
+mod exec;
+mod failure;
+mod images;
+mod inspect;
+mod kill;
+mod logs;
+mod place;
+mod ps;
+mod pull;
+mod push;
+mod registry;
+mod rm;
+mod run;
+mod serve;
+mod start;
+mod stop;
+mod table;
+mod tag;
+mod terminal;
+mod version;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use argh::{ArgsInfo, FromArgs};
+
+use failure::Failure;
+use place::Place;
+
+/// What a wrong command line exits with: docker's code.
+const USAGE: u8 = 125;
+
+/// Run containers without root, and keep a board in its desired state.
+#[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
+#[argh(
+    name = "wherry",
+    example = "wherry pull registry.example/iris:v1\nwherry run -d --name iris -p 5001:5000 registry.example/iris:v1\nwherry ps\nwherry logs -f iris\nwherry exec -it iris sh\nwherry rm -f iris",
+    note = "State lives in --root DIR or $WHERRY_ROOT, else in $XDG_DATA_HOME/wherry or ~/.local/share/wherry.\nContainers are started with wherry-runtime: $WHERRY_RUNTIME, else the one beside this program, else that in PATH.",
+    note = "wherry doctor tests what this board can do; wherry VERB --help shows a verb's flags."
+)]
+pub struct Wherry {
+    /// the state directory
+    #[argh(option, arg_name = "dir")]
+    pub root: Option<PathBuf>,
+    /// what to do
+    #[argh(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
+#[argh(subcommand)]
+#[allow(missing_docs)]
+pub enum Verb {
+    Pull(pull::Args),
+    Push(push::Args),
+    Tag(tag::Args),
+    Images(images::Args),
+    Run(run::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Kill(kill::Args),
+    Ps(ps::Args),
+    Logs(logs::Args),
+    Exec(exec::Args),
+    Inspect(inspect::Args),
+    Rm(rm::Args),
+    Serve(serve::Args),
+    Delta(delta::Args),
+    Agent(crate::daemon::Args),
+    Doctor(doctor::Args),
+    Version(version::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = understand(words).and_then(|parsed| match parsed {
+        Parsed::Help(text) => failure::print(&text).map(|()| ExitCode::SUCCESS),
+        Parsed::Wherry(wherry) => dispatch(wherry),
+    });
+    result.unwrap_or_else(|failure| {
+        let _ = writeln!(std::io::stderr(), "wherry: {}", failure.line);
+        ExitCode::from(failure.code)
+    })
+}
+
+enum Parsed {
+    Wherry(Wherry),
+    Help(String),
+}
+
+fn understand(words: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure> {
+    let usage = |line: String| Failure { line, code: USAGE };
+    let mut typed = Vec::new();
+    for word in words {
+        let word = word
+            .into_string()
+            .map_err(|word| usage(format!("argument {word:?} is not UTF-8; rename it")))?;
+        typed.push(word);
+    }
+    match typed.first().map(String::as_str) {
+        None => typed.push("--help".into()),
+        Some("help") => {
+            typed.remove(0);
+            typed.push("--help".into());
+        }
+        Some("--version" | "-v") => *typed.first_mut().unwrap_or(&mut String::new()) = "version".into(),
+        Some(_) => {}
+    }
+    let normal = crate::args::normalise(&typed, &Wherry::get_args_info()).map_err(usage)?;
+    let words: Vec<&str> = normal.iter().map(String::as_str).collect();
+    match Wherry::from_args(&["wherry"], &words) {
+        Ok(wherry) => Ok(Parsed::Wherry(wherry)),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Help(exit.output)),
+        Err(exit) => Err(usage(one_line(&exit.output))),
+    }
+}
+
+/// The parser's message, which is several lines with a list in it.
+fn one_line(message: &str) -> String {
+    let parts: Vec<&str> = message
+        .split('\n')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    let line = parts.join(" ");
+    let mut letters = line.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
+fn dispatch(wherry: Wherry) -> Result<ExitCode, Failure> {
+    let place = Place::new(wherry.root);
+    match wherry.verb {
+        Verb::Pull(args) => pull::run(args, &place),
+        Verb::Push(args) => push::run(args, &place),
+        Verb::Tag(args) => tag::run(&args, &place),
+        Verb::Images(args) => images::run(&args, &place),
+        Verb::Run(args) => run::run(args, &place).map_err(Failure::of_run),
+        Verb::Start(args) => start::run(&args, &place),
+        Verb::Stop(args) => stop::run(&args, &place),
+        Verb::Kill(args) => kill::run(&args, &place),
+        Verb::Ps(args) => ps::run(&args, &place),
+        Verb::Logs(args) => logs::run(&args, &place),
+        Verb::Exec(args) => exec::run(args, &place),
+        Verb::Inspect(args) => inspect::run(&args, &place),
+        Verb::Rm(args) => rm::run(&args, &place),
+        Verb::Serve(args) => serve::run(args, &place),
+        Verb::Delta(args) => delta::run(args, &place),
+        Verb::Agent(args) => crate::daemon::run(args, &place.root()?, &place::find_runtime()?)
+            .map_err(|error| Failure::of(&error)),
+        Verb::Doctor(args) => doctor::run(&args, &place),
+        Verb::Version(args) => version::run(&args, &place),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Parsed, Failure> {
+        understand(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_verb_teaches() {
+        for command in Wherry::get_args_info().commands {
+            let Ok(Parsed::Help(text)) = parsed(&format!("{} --help", command.name)) else {
+                panic!("{}", command.name)
+            };
+            assert!(
+                text.contains("Usage: wherry") && text.contains("Examples:"),
+                "{}: {text}",
+                command.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_is_one_line_and_125() {
+        for line in [
+            "run",
+            "exec",
+            "tag a",
+            "ps what",
+            "logs --tail",
+            "stop -t x box",
+            "bogus",
+            "run --rm",
+        ] {
+            let Err(failure) = parsed(line) else {
+                panic!("{line}")
+            };
+            assert_eq!(failure.code, 125, "{line}");
+            assert!(
+                !failure.line.contains('\n') && failure.line.len() > 10,
+                "{line}: {}",
+                failure.line
+            );
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! `wherry run`.
+
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use argh::{ArgsInfo, FromArgs};
+use wherry_images::pull::{PullOptions, Source};
+use wherry_images::{Image, Reference, Store};
+
+use super::attach::{self, Ours};
+use super::failure::{Failure, print};
+use super::place::Place;
+use super::pull::{self, Show};
+use super::registry;
+use super::terminal::{self, Raw};
+use crate::assemble;
+use crate::container::{Attach, Container, Containers, Mount, Network, Port, Signal, Spec};
+use crate::sys::Signals;
+
+/// make a container of an image and start it
+#[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "run",
+    example = "wherry run --rm -it registry.example/alpine sh",
+    example = "wherry run -d --name iris -p 5001:5000 -v ./data:/data registry.example/iris:v1",
+    example = "wherry run --rm --network host registry.example/tool --help",
+    note = "All after the image's name belongs to the command in the container.",
+    note = "The user in the container is the image's own, mapped to you: the only id there. A private network is reached through -p and reaches nothing outside; --network host is the board's own.",
+    note = "Exits with the command's code; 125 if wherry failed, 126 if the command cannot be run, 127 if it is not found."
+)]
+pub struct Args {
+    /// run in the background and print the id
+    #[argh(switch, short = 'd')]
+    pub detach: bool,
+    /// give it this standard input
+    #[argh(switch, short = 'i')]
+    pub interactive: bool,
+    /// give it a terminal
+    #[argh(switch, short = 't')]
+    pub tty: bool,
+    /// remove it when it has exited
+    #[argh(switch)]
+    pub rm: bool,
+    /// its name, else one is made up
+    #[argh(option, arg_name = "name", default = "String::new()")]
+    pub name: String,
+    /// set NAME=VALUE, or NAME to the value it has here
+    #[argh(option, short = 'e', arg_name = "name[=value]")]
+    pub env: Vec<String>,
+    /// read NAME=VALUE lines from a file
+    #[argh(option, arg_name = "file")]
+    pub env_file: Vec<String>,
+    /// mount a directory or file: HOST_PATH:CONTAINER_PATH[:ro]
+    #[argh(option, short = 'v', arg_name = "mount")]
+    pub volume: Vec<String>,
+    /// mount memory: CONTAINER_PATH[:size=64m]
+    #[argh(option, arg_name = "mount")]
+    pub tmpfs: Vec<String>,
+    /// publish a TCP port: [IP:]HOST_PORT:CONTAINER_PORT
+    #[argh(option, short = 'p', arg_name = "ports")]
+    pub publish: Vec<String>,
+    /// the working directory
+    #[argh(option, short = 'w', arg_name = "path")]
+    pub workdir: Option<String>,
+    /// the user, and group, by name or number
+    #[argh(option, short = 'u', arg_name = "user[:group]")]
+    pub user: Option<String>,
+    /// the command instead of the image's; "" takes the image's away
+    #[argh(option, arg_name = "command")]
+    pub entrypoint: Option<String>,
+    /// host, none or private, which it is unless given
+    #[argh(option, arg_name = "network", long = "network")]
+    pub network: Option<String>,
+    /// the same, in docker's older spelling
+    #[argh(option, arg_name = "network", hidden_help)]
+    pub net: Option<String>,
+    /// its host name, the short id unless given
+    #[argh(option, short = 'h', arg_name = "name", default = "String::new()")]
+    pub hostname: String,
+    /// a label: NAME[=VALUE]
+    #[argh(option, short = 'l', arg_name = "label")]
+    pub label: Vec<String>,
+    /// make the root file system read-only
+    #[argh(switch)]
+    pub read_only: bool,
+    /// a capability more, or ALL
+    #[argh(option, arg_name = "cap")]
+    pub cap_add: Vec<String>,
+    /// a capability less, or ALL
+    #[argh(option, arg_name = "cap")]
+    pub cap_drop: Vec<String>,
+    /// a line of /etc/hosts: NAME:ADDRESS
+    #[argh(option, arg_name = "host")]
+    pub add_host: Vec<String>,
+    /// missing, always or never: when to ask the registry
+    #[argh(option, arg_name = "when", default = "String::from(\"missing\")")]
+    pub pull: String,
+    /// false for a registry without TLS, or with a certificate that proves nothing
+    #[argh(option, arg_name = "bool", default = "true")]
+    pub tls_verify: bool,
+    /// the signal that `stop` sends first
+    #[argh(option, arg_name = "signal")]
+    pub stop_signal: Option<String>,
+    /// seconds that `stop` waits before the kill
+    #[argh(option, arg_name = "seconds")]
+    pub stop_timeout: Option<u32>,
+    /// the image: NAME[:TAG], or the beginning of its id
+    #[argh(positional)]
+    pub image: String,
+    /// the command's words
+    #[argh(positional, greedy)]
+    pub command: Vec<String>,
+}
+
+pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
+    if args.detach && args.rm && args.interactive {
+        return Err(Failure::new(
+            "run: -d with -i leaves nobody at the other end; leave one of them out",
+        ));
+    }
+    if args.tty && args.interactive && !args.detach && !terminal::is_stdin() {
+        return Err(Failure::new(
+            "run -t: standard input is not a terminal; leave -t out",
+        ));
+    }
+    let containers = place.containers()?;
+    let image = find_image(containers.store(), &args)?;
+    let spec = spec(&args, &image)?;
+    if args.detach {
+        let container = containers.create(&spec)?;
+        start(&containers, &container, Attach::None)?;
+        print(&format!("{}\n", container.id))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let signals = attach::block_signals()?;
+    let container = containers.create(&spec)?;
+    start(&containers, &container, Attach::Wait)?;
+    let code = match attach::connect(container.directory()) {
+        Ok(socket) => foreground(&containers, &container, socket, &signals),
+        Err(failure) => {
+            // Nobody else will ever attach to it.
+            let _ = containers.kill(&container.id, Signal::KILL);
+            Err(failure)
+        }
+    };
+    if args.rm {
+        remove(&containers, &container);
+    }
+    code
+}
+
+/// Starts it; with `--rm` a container that cannot be started leaves nothing behind.
+fn start(containers: &Containers, container: &Container, attach: Attach) -> Result<(), Failure> {
+    match containers.start(&container.id, attach) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            if container.spec.auto_remove {
+                remove(containers, container);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Another process may have removed it already; what cannot be removed now is removed by the next command.
+fn remove(containers: &Containers, container: &Container) {
+    if let Err(error) = containers.remove(&container.id, true) {
+        tracing::debug!(container = %container.id, %error, "not removed");
+    }
+}
+
+fn foreground(
+    containers: &Containers,
+    container: &Container,
+    socket: UnixStream,
+    signals: &Signals,
+) -> Result<ExitCode, Failure> {
+    let spec = &container.spec;
+    let raw = if spec.tty && terminal::is_stdin() {
+        Some(Raw::enter().map_err(|error| Failure::about("cannot set up the terminal", &error))?)
+    } else {
+        None
+    };
+    let ours = Ours {
+        stdin: spec.open_stdin,
+        tty: spec.tty,
+    };
+    let code = attach::session(socket, signals, ours, |number| {
+        // A container that has ended meanwhile needs no signal: its exit code is on the way.
+        if let Some(signal) = Signal::from_number(number) {
+            let _ = containers.kill(&container.id, signal);
+        }
+    });
+    drop(raw);
+    let lost = || {
+        Failure::new(format!(
+            "container {}: its monitor went away; see wherry logs {}",
+            spec.name, spec.name
+        ))
+    };
+    let code = code?;
+    let observed = containers.load(&container.id).map(|now| now.observed);
+    if let Ok(observed) = &observed
+        && observed.started_at.is_none()
+        && let Some(error) = &observed.error
+    {
+        let code = observed
+            .exit_code
+            .filter(|code| matches!(code, 126 | 127))
+            .unwrap_or(125);
+        return Err(Failure {
+            line: error.clone(),
+            code: u8::try_from(code).unwrap_or(125),
+        });
+    }
+    let recorded = || observed.ok()?.exit_code.and_then(|code| u8::try_from(code).ok());
+    code.or_else(recorded).map(ExitCode::from).ok_or_else(lost)
+}
+
+/// The image in the store, pulled first if `--pull` says so.
+fn find_image(store: &Store, args: &Args) -> Result<Image, Failure> {
+    let pull = || {
+        let source = Source::parse(&args.image).map_err(|error| Failure::of(&error))?;
+        let name = match &source {
+            Source::Registry(reference) => reference,
+            Source::Layout { name, .. } => name,
+        };
+        let client = registry::client(args.tls_verify, None, name)?;
+        let pulled = pull::fetch(
+            store,
+            &client,
+            &source,
+            &PullOptions::default(),
+            &mut Show::on_stderr(),
+        )?;
+        let image = store.image(&pulled.digest)?;
+        Ok(Image {
+            reference: Some(name.clone()),
+            ..image
+        })
+    };
+    match args.pull.as_str() {
+        "always" => pull(),
+        "never" => Ok(store.resolve(&args.image)?),
+        "missing" => match store.resolve(&args.image) {
+            Ok(image) if store.missing_layers(&image).is_empty() => Ok(image),
+            Ok(_) | Err(wherry_images::store::Error::NoImage(_)) => pull(),
+            Err(error) => Err(error.into()),
+        },
+        other => Err(Failure::new(format!(
+            "run --pull {other:?}: expected missing, always or never"
+        ))),
+    }
+}
+
+/// The flags over what the image says.
+fn spec(args: &Args, image: &Image) -> Result<Spec, Failure> {
+    let entrypoint = args.entrypoint.as_ref().map(|word| {
+        if word.is_empty() {
+            vec![]
+        } else {
+            vec![word.clone()]
+        }
+    });
+    let name = image
+        .reference
+        .as_ref()
+        .map_or_else(|| args.image.clone(), Reference::familiar);
+    let mut spec = Spec::from_image(image, &name, entrypoint.as_deref(), &args.command)?;
+    spec.name = args.name.clone();
+    for path in &args.env_file {
+        let failed =
+            |error: &dyn std::error::Error| Failure::about(format!("cannot read env file {path}"), error);
+        let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let env = assemble::parse_env_file(&text, |name| std::env::var(name).ok())
+            .map_err(|(line, why)| Failure::new(format!("env file {path}, line {line}: {why}")))?;
+        assemble::merge_env(&mut spec.env, env);
+    }
+    for line in &args.env {
+        assemble::merge_env(&mut spec.env, env_flag(line)?);
+    }
+    let here = std::env::current_dir().map_err(|error| Failure::about("current directory", &error))?;
+    for volume in &args.volume {
+        spec.mounts.push(Mount::parse(volume, &here)?);
+    }
+    for tmpfs in &args.tmpfs {
+        spec.mounts.push(Mount::parse_tmpfs(tmpfs)?);
+    }
+    spec.ports = args
+        .publish
+        .iter()
+        .map(|port| Port::parse(port))
+        .collect::<Result<_, _>>()?;
+    spec.network = network(
+        args.network
+            .as_deref()
+            .or(args.net.as_deref())
+            .unwrap_or("private"),
+    )?;
+    if spec.network == Network::None && !spec.ports.is_empty() {
+        return Err(Failure::new(
+            "run -p: nothing is published with --network none; use --network private",
+        ));
+    }
+    if let Some(path) = &args.workdir {
+        if !path.starts_with('/') {
+            return Err(Failure::new(format!(
+                "run -w {path:?}: expected an absolute path in the container"
+            )));
+        }
+        spec.cwd = path.clone();
+    }
+    if let Some(user) = &args.user {
+        spec.user = user.clone();
+    }
+    spec.hostname = args.hostname.clone();
+    for label in &args.label {
+        let (name, value) = label.split_once('=').unwrap_or((label, ""));
+        spec.labels.insert(name.into(), value.into());
+    }
+    spec.readonly_root = args.read_only;
+    spec.cap_add = args.cap_add.clone();
+    spec.cap_drop = args.cap_drop.clone();
+    for host in &args.add_host {
+        // Docker takes both NAME:ADDRESS and NAME=ADDRESS.
+        let pair = host.split_once('=').or_else(|| host.split_once(':'));
+        let (name, address) =
+            pair.ok_or_else(|| Failure::new(format!("run --add-host {host:?}: expected NAME:ADDRESS")))?;
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        if address.parse::<std::net::IpAddr>().is_err() {
+            return Err(Failure::new(format!(
+                "run --add-host {host:?}: {address:?} is not an IP address"
+            )));
+        }
+        spec.extra_hosts.push((name.into(), address.into()));
+    }
+    spec.tty = args.tty;
+    spec.open_stdin = args.interactive;
+    spec.auto_remove = args.rm;
+    if let Some(signal) = &args.stop_signal {
+        spec.stop_signal = Signal::parse(signal)?;
+    }
+    if let Some(seconds) = args.stop_timeout {
+        spec.stop_grace = seconds;
+    }
+    Ok(spec)
+}
+
+fn network(text: &str) -> Result<Network, Failure> {
+    match text {
+        "host" => Ok(Network::Host),
+        "none" => Ok(Network::None),
+        "private" | "bridge" | "default" => Ok(Network::Private),
+        other => Err(Failure::new(format!(
+            "run --network {other:?}: there are no named networks; use host, none or private"
+        ))),
+    }
+}
+
+/// `NAME=VALUE`, or `NAME` with the value that it has in this process, which may be none.
+pub(super) fn env_flag(line: &str) -> Result<Option<(String, String)>, Failure> {
+    let name = line.split('=').next().unwrap_or_default();
+    if name.is_empty() {
+        return Err(Failure::new(format!(
+            "-e {line:?}: the variable has no name; write NAME=VALUE"
+        )));
+    }
+    Ok(match line.split_once('=') {
+        Some((name, value)) => Some((name.into(), value.into())),
+        None => std::env::var(name).ok().map(|value| (name.into(), value)),
+    })
+}
