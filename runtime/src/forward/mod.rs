@@ -22,6 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 
+use crate::Class;
 use crate::monitor::sys::{self, Forked};
 
 /// Where a container with a network namespace of its own is reached inside it.
@@ -108,6 +109,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether trying again is of use.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Listen {
+                source: Errno::ADDRINUSE,
+                ..
+            }
+            | Self::Process(_) => Class::Transient,
+            Self::Listen { .. } | Self::Namespace { .. } | Self::HostNetwork { .. } => Class::Permanent,
+        }
+    }
+
     /// The process's exit code for this error.
     pub fn exit_code(&self) -> u8 {
         1
@@ -245,6 +258,8 @@ fn become_forwarder(listeners: &[Listener], target: &Target, parent: Pid) -> Res
         // It ended before the line above.
         return Ok(());
     }
+    // Should it fail, this process stays a little larger than it needs to be.
+    let _ = sys::forget_program_pages();
     relay::serve(listeners, None).map_err(Error::Process)
 }
 

@@ -24,6 +24,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -32,7 +33,7 @@ use rustix::pipe::PipeFlags;
 
 use self::settings::Settings;
 use self::sys::Forked;
-use crate::forward;
+use crate::{Class, forward};
 
 pub use self::settings::VERSION;
 
@@ -64,15 +65,6 @@ pub enum Error {
     Lost,
 }
 
-/// What a caller may do about an [`Error`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// The same call may succeed later.
-    Transient,
-    /// The same call will fail again.
-    Permanent,
-}
-
 impl Error {
     /// Whether trying again is of use.
     pub fn class(&self) -> Class {
@@ -90,6 +82,10 @@ impl Error {
         }
     }
 }
+
+/// How long a held lock is tried again: who only looks whether a container is supervised holds it for microseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Longest reason that travels from the monitor to its creator.
 const MAX_REASON: u64 = 4096;
@@ -179,8 +175,13 @@ fn detach(report: &Report) -> std::io::Result<()> {
 fn lock(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = rustix::fs::openat(directory, "monitor.lock", flags, Mode::from_raw_mode(0o600))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(lock)
+    let begin = Instant::now();
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if begin.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_INTERVAL),
+            result => return result.map(|()| lock),
+        }
+    }
 }
 
 fn read_settings(directory: &OwnedFd) -> Result<Settings, String> {

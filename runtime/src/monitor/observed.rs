@@ -97,18 +97,53 @@ impl Observed {
 #[derive(Debug)]
 pub(crate) struct Record {
     directory: Rc<OwnedFd>,
+    /// The present record, while it would not survive a loss of power yet.
+    unsynced: Option<OwnedFd>,
 }
 
 impl Record {
     /// The record in `directory`; reserves the space of the first write.
     pub(crate) fn new(directory: Rc<OwnedFd>) -> Result<Self, Errno> {
-        let record = Self { directory };
+        let record = Self {
+            directory,
+            unsynced: None,
+        };
         record.reserve()?;
         Ok(record)
     }
 
-    /// Replaces the record; when this returns, the new one survives a loss of power.
-    pub(crate) fn put(&self, observed: &Observed) -> Result<(), Errno> {
+    /// Replaces the record of a container that has not ended. It is seen at once and durable after [`Self::sync`]:
+    /// whoever waits for the container need not wait for the disk, and a loss of power in between makes such a record
+    /// void in any case.
+    pub(crate) fn put(&mut self, observed: &Observed) -> Result<(), Errno> {
+        let file = self.write(observed)?;
+        rustix::fs::renameat(&*self.directory, NEXT, &*self.directory, NAME)?;
+        self.unsynced = Some(file);
+        // Without the reserve the next record asks for space in the ordinary way.
+        let _ = self.reserve();
+        Ok(())
+    }
+
+    /// Makes the present record durable; false when it was already.
+    pub(crate) fn sync(&mut self) -> bool {
+        let unsynced = self.unsynced.take();
+        if let Some(file) = &unsynced {
+            // A disk that fails now fails again with the final record.
+            let _ = rustix::fs::fsync(file).and_then(|()| rustix::fs::fsync(&*self.directory));
+        }
+        unsynced.is_some()
+    }
+
+    /// Replaces the record for the last time; it is durable when it is seen.
+    pub(crate) fn put_final(&mut self, observed: &Observed) -> Result<(), Errno> {
+        self.unsynced = None;
+        let file = self.write(observed)?;
+        rustix::fs::fsync(&file)?;
+        rustix::fs::renameat(&*self.directory, NEXT, &*self.directory, NAME)?;
+        rustix::fs::fsync(&*self.directory)
+    }
+
+    fn write(&self, observed: &Observed) -> Result<OwnedFd, Errno> {
         let json = observed.to_json()?;
         let file = self.open_next()?;
         let mut written = 0;
@@ -116,14 +151,7 @@ impl Record {
             written += rustix::io::pwrite(&file, &json[written..], written as u64)?;
         }
         rustix::fs::ftruncate(&file, json.len() as u64)?;
-        rustix::fs::fsync(&file)?;
-        rustix::fs::renameat(&*self.directory, NEXT, &*self.directory, NAME)?;
-        rustix::fs::fsync(&*self.directory)?;
-        if observed.status != Status::Exited {
-            // Without the reserve the next record asks for space in the ordinary way.
-            let _ = self.reserve();
-        }
-        Ok(())
+        Ok(file)
     }
 
     /// Forgets the reserve of a container that ended without using it.
@@ -195,12 +223,13 @@ mod tests {
     #[test]
     fn the_record_is_replaced_and_leaves_nothing_else() {
         let directory = tempfile::tempdir().unwrap();
-        let record = Record::new(Rc::new(std::fs::File::open(directory.path()).unwrap().into())).unwrap();
+        let mut record = Record::new(Rc::new(std::fs::File::open(directory.path()).unwrap().into())).unwrap();
         let mut observed = sample();
         observed.status = Status::Running;
         observed.add_error(&"long ".repeat(100));
         record.put(&observed).unwrap();
-        record.put(&sample()).unwrap();
+        assert!(record.sync() && !record.sync());
+        record.put_final(&sample()).unwrap();
         let text = std::fs::read_to_string(directory.path().join(NAME)).unwrap();
         assert_eq!(text, format!("{SAMPLE}\n"));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);

@@ -90,6 +90,8 @@ pub(crate) struct Monitor {
     init: Option<Init>,
     record: Record,
     observed: Observed,
+    /// The way to the creator, until it has been told.
+    report: Option<Report>,
     streams: Streams,
     console: Option<Source>,
     listeners: Vec<Listener>,
@@ -127,6 +129,7 @@ impl Monitor {
             init: None,
             record,
             observed: Observed::new(init::boot_id(), own, timestamp::now_text()),
+            report: None,
             console: None,
             listeners,
             forwarder: None,
@@ -136,7 +139,7 @@ impl Monitor {
 
     /// Runs the container from `create` to `delete`.
     pub(crate) fn run(mut self, report: Report) {
-        let mut report = Some(report);
+        self.report = Some(report);
         if self.has_runtime_state() {
             self.call(Kind::Clear);
         } else {
@@ -144,19 +147,14 @@ impl Monitor {
         }
         let mut events = Vec::with_capacity(16);
         loop {
-            let verdict = match (self.phase, &self.failure) {
-                (Phase::Leaving, Some(failure)) => Some((failure.code, failure.reason.as_str())),
-                (Phase::Created | Phase::Running | Phase::Leaving, None) => Some((0, "")),
-                _ => None,
-            };
-            if let Some((code, reason)) = verdict
-                && let Some(report) = report.take()
-            {
-                report.send(code, reason);
-            }
             self.streams.settle(&self.poll);
-            if self.phase == Phase::Leaving && !self.streams.attach.has_backlog() {
-                return;
+            match self.phase {
+                Phase::Leaving if !self.streams.attach.has_backlog() => return,
+                Phase::Created | Phase::Running if self.record.sync() => {
+                    // Should it fail, this process stays a little larger than it needs to be.
+                    let _ = sys::forget_program_pages();
+                }
+                _ => {}
             }
             let timeout = self
                 .deadline()
@@ -173,6 +171,13 @@ impl Monitor {
         }
     }
 
+    /// Tells the creator, once, how the start went.
+    fn tell(&mut self, code: u8, reason: &str) {
+        if let Some(report) = self.report.take() {
+            report.send(code, reason);
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         let flags = event.flags;
         match event.data.u64() {
@@ -184,7 +189,8 @@ impl Monitor {
             STDIN if flags.contains(EventFlags::ERR) => self.streams.close_input(),
             STDIN => self.streams.write_input(),
             ATTACH => {
-                if self.streams.attach.accept(&self.poll) && self.phase == Phase::Created {
+                let accepted = self.streams.attach.accept(&self.poll);
+                if accepted && self.phase == Phase::Created {
                     self.start();
                 }
             }
@@ -333,6 +339,7 @@ impl Monitor {
                 self.observed.status = Status::Running;
                 self.observed.started_at = Some(timestamp::now_text());
                 self.put();
+                self.tell(0, "");
                 self.check_ended();
             }
             (Kind::Create | Kind::Start, Err((code, reason))) => self.fail(code, reason),
@@ -360,6 +367,9 @@ impl Monitor {
         self.start_forwarder()?;
         self.phase = Phase::Created;
         self.put();
+        if self.settings.wait_attach {
+            self.tell(0, "");
+        }
         if !self.settings.wait_attach || !self.streams.attach.clients.is_empty() {
             self.start();
         }
@@ -551,8 +561,9 @@ impl Monitor {
         let _ = rustix::fs::unlinkat(&*self.directory, ATTACH_SOCKET, AtFlags::empty());
         self.record.release();
         self.lock = None;
-        if let Some(failure) = &self.failure {
-            let line = format!("wherry-runtime: {}\n", failure.reason);
+        if let Some(Failure { code, reason }) = self.failure.take() {
+            self.tell(code, &reason);
+            let line = format!("wherry-runtime: {reason}\n");
             self.streams.attach.broadcast(frame::STDERR, line.as_bytes());
         }
         let code = u32::try_from(self.observed.exit_code.unwrap_or(1)).unwrap_or(1);
@@ -561,9 +572,13 @@ impl Monitor {
 
     /// Writes `observed`. On a full disk the rotated logs give way to it.
     fn put(&mut self) {
-        if let Err(Errno::NOSPC | Errno::DQUOT) = self.record.put(&self.observed) {
+        let put = |record: &mut Record, observed: &Observed| match observed.status {
+            Status::Exited => record.put_final(observed),
+            Status::Created | Status::Running => record.put(observed),
+        };
+        if let Err(Errno::NOSPC | Errno::DQUOT) = put(&mut self.record, &self.observed) {
             self.streams.log.drop_rotated();
-            let _ = self.record.put(&self.observed);
+            let _ = put(&mut self.record, &self.observed);
         }
     }
 }

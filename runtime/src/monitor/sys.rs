@@ -79,6 +79,13 @@ pub(crate) fn unblock_signals() -> Result<()> {
     set_mask(&empty_set())
 }
 
+/// Gives the program of `command` the signal mask that programs expect: nothing blocked.
+pub(crate) fn unblock_signals_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: sigemptyset and sigprocmask are async-signal-safe, and nothing is allocated or locked.
+    unsafe { command.pre_exec(|| Ok(unblock_signals()?)) };
+}
+
 /// Closes every descriptor of this process except those in `keep`.
 ///
 /// The caller must not use anything afterwards that owns a descriptor which is not in `keep`: it is meant for a
@@ -103,6 +110,42 @@ pub(crate) fn close_all_except(keep: &[RawFd]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Gives back the memory of program text that was needed once: reading settings, starting a container. What is needed
+/// again comes back from the page cache. Only mappings that never held a page of this process's own are touched.
+pub(crate) fn forget_program_pages() -> std::io::Result<()> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    for (start, length) in untouched_mappings(&smaps) {
+        // SAFETY: the range is a private mapping of a file, not writable and without an anonymous page ("Anonymous: 0"):
+        // its content is the file's, and is faulted in again unchanged. Nothing else runs between reading and this.
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+    Ok(())
+}
+
+/// Start and length of the mappings in the text of `/proc/self/smaps` whose every page is the file's own.
+fn untouched_mappings(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(first), second) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if let Some((start, end)) = first.split_once('-') {
+            let range = usize::from_str_radix(start, 16)
+                .ok()
+                .zip(usize::from_str_radix(end, 16).ok());
+            let read_only = matches!(second, Some("r-xp" | "r--p"));
+            let of_file = fields.next_back().is_some_and(|path| path.starts_with('/'));
+            current = range.filter(|_| read_only && of_file);
+        } else if first == "Anonymous:" {
+            let untouched = current.take().filter(|_| second == Some("0"));
+            found.extend(untouched.map(|(start, end)| (start, end - start)));
+        }
+    }
+    found
+}
+
 fn empty_set() -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the whole set that it is given.
@@ -120,4 +163,36 @@ fn set_mask(set: &libc::sigset_t) -> Result<()> {
 
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_untouched_read_only_file_mappings_are_forgotten() {
+        let smaps = "\
+1000-3000 r-xp 00000000 fe:00 42   /bin/program
+Rss:  8 kB
+Anonymous:  0 kB
+3000-4000 r--p 00002000 fe:00 42   /bin/program
+Anonymous:  4 kB
+4000-5000 rw-p 00003000 fe:00 42   /bin/program
+Anonymous:  0 kB
+5000-6000 r--p 00000000 00:00 0
+Anonymous:  0 kB
+7000-9000 r-xp 00000000 00:00 0   [vdso]
+Anonymous:  0 kB
+a000-b000 r--p 00000000 fe:00 42   /bin/program
+Anonymous:  0 kB
+VmFlags: rd mr
+";
+        assert_eq!(untouched_mappings(smaps), [(0x1000, 0x2000), (0xa000, 0x1000)]);
+    }
+
+    #[test]
+    fn a_program_goes_on_without_its_pages() {
+        forget_program_pages().unwrap();
+        assert_eq!(format!("{:?}", untouched_mappings("")), "[]");
+    }
 }

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 
 use super::poll::Source;
 use super::settings::Settings;
+use super::sys;
 
 /// How long `delete` may take. Hooks run in it; a monitor must not stay for ever because one of them does.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,12 +78,13 @@ impl Verb {
                 command.arg("delete").arg("--force");
             }
         }
-        let child = command
+        command
             .arg(&settings.id)
             .stdin(stdin)
             .stdout(stdout)
-            .stderr(stderr)
-            .spawn();
+            .stderr(stderr);
+        sys::unblock_signals_in(&mut command);
+        let child = command.spawn();
         let pid = child
             .map_err(|error| format!("cannot run {}: {error}", settings.runtime.display()))
             .map(|child| i32::try_from(child.id()).ok().and_then(Pid::from_raw))?

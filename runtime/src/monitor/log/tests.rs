@@ -54,7 +54,9 @@ fn content(records: &[(String, char, Vec<u8>)]) -> Vec<u8> {
 fn lines_become_records() {
     let long = vec![b'x'; MAX_CONTENT];
     let longer = vec![b'y'; 2 * MAX_CONTENT + 3];
-    let table: [(&[u8], &[(char, usize)], usize); 8] = [
+    /// What is given, the tag and length of each record, and how much is taken.
+    type Row<'a> = (&'a [u8], &'a [(char, usize)], usize);
+    let table: [Row<'_>; 8] = [
         (b"", &[], 0),
         (b"abc", &[], 0),
         (b"abc\n", &[('F', 3)], 4),
