@@ -292,6 +292,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     })?;
     confine(&target)?;
     drop(target);
+    // Should it fail, this process stays a little larger than it needs to be.
+    let _ = sys::forget_program_pages();
     relay::serve(&listeners, Some(until)).map_err(Error::Process)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,303 @@
+//! The launch: from a checked bundle to an init that waits for `start`. The crate's documentation draws it.
+
+mod mounts;
+mod options;
+mod plan;
+mod prepare;
+mod program;
+mod spawner;
+
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Pid, WaitOptions};
+use rustix::thread::UnshareFlags;
+
+pub(crate) use plan::{Mappings, Plan, plan};
+pub(crate) use program::Request;
+
+use crate::config::IdMapping;
+use crate::error::{Context, Error};
+use crate::sys::{self, Side};
+use crate::{hooks, wire};
+
+/// The kinds of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Message {
+    /// An exit status and a line.
+    Error = b'E',
+    /// A line.
+    Warning = b'W',
+    /// The namespaces exist; hooks may run.
+    Namespaces = b'H',
+    /// Go on.
+    Continue = b'c',
+    /// The ids are mapped.
+    Mapped = b'm',
+    /// Process ids: spawner and init, or of an exec.
+    Pids = b'P',
+    /// Init found its program and waits for `start`.
+    Ready = b'R',
+    /// The container is recorded.
+    Commit = b'C',
+    /// Ask whether it was started.
+    Status = b'?',
+    /// Execute the program.
+    Start = b's',
+    /// It is done.
+    Done = b'd',
+    /// Signal every process.
+    SignalAll = b'k',
+    /// Run another process.
+    Exec = b'x',
+    /// It ended, with this wait status.
+    Exited = b'X',
+    /// A terminal's controlling end.
+    Terminal = b'T',
+}
+
+impl Message {
+    pub(crate) fn from(kind: u8) -> Option<Self> {
+        use Message::*;
+        [
+            Error, Warning, Namespaces, Continue, Mapped, Pids, Ready, Commit, Status, Start, Done,
+            SignalAll, Exec, Exited, Terminal,
+        ]
+        .into_iter()
+        .find(|message| *message as u8 == kind)
+    }
+}
+
+/// Tells a peer of an error: its exit status, then its line.
+pub(crate) fn report(to: BorrowedFd<'_>, error: &Error) {
+    let mut payload = vec![error.exit_code()];
+    payload.extend(error.to_string().into_bytes());
+    // Nobody listens any more: nothing else can be done with an error.
+    let _ = wire::send(to, Message::Error as u8, &payload, &[]);
+}
+
+/// The error that [`report`] told.
+pub(crate) fn reported(packet: &wire::Packet) -> Error {
+    let (code, line) = packet.payload.split_first().unwrap_or((&1, b"unknown"));
+    Error::Launch {
+        code: *code,
+        line: String::from_utf8_lossy(line).into_owned(),
+    }
+}
+
+/// Sends a terminal's controlling end to a console socket: a stream socket that takes the terminal's name with it.
+pub(crate) fn send_terminal(socket: BorrowedFd<'_>, name: &str, master: BorrowedFd<'_>) -> Result<(), Error> {
+    let (kind, rest) = name.as_bytes().split_first().unwrap_or((&b'/', &[]));
+    wire::send(socket, *kind, rest, &[master]).context(|| "console socket")
+}
+
+/// What the processes of a launch inherit from the creator.
+pub(crate) struct Inherited {
+    /// To the creator.
+    pub(crate) setup: OwnedFd,
+    /// `exec.sock`, listening.
+    pub(crate) listener: OwnedFd,
+    /// The console socket, connected.
+    pub(crate) console: Option<OwnedFd>,
+    /// The null device.
+    pub(crate) null: OwnedFd,
+    /// Descriptors after the standard streams that init keeps.
+    pub(crate) preserved: u32,
+    /// The state document for hooks, with `"pid":0`.
+    pub(crate) state: String,
+}
+
+impl Inherited {
+    fn tell(&self, message: Message) -> Result<(), Error> {
+        wire::send(&self.setup, message as u8, &[], &[]).context(|| "creator")
+    }
+
+    fn await_message(&self, expected: Message) -> Result<(), Error> {
+        match wire::receive(&self.setup).context(|| "creator")? {
+            Some(packet) if packet.kind == expected as u8 => Ok(()),
+            Some(_) => Err(Error::Corrupt("creator: an unexpected message".into())),
+            // The creator was killed: there is nobody to tell.
+            None => sys::exit_now(1),
+        }
+    }
+
+    fn hook_state(&self, pid: i32) -> String {
+        self.state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1)
+    }
+}
+
+/// A container that waits for `start`, not yet committed.
+pub(crate) struct Launched {
+    pub(crate) spawner: Pid,
+    pub(crate) init: Pid,
+    pub(crate) warnings: Vec<String>,
+    setup: OwnedFd,
+}
+
+impl Launched {
+    /// Lets the container live on without its creator.
+    pub(crate) fn commit(self) -> Result<(), Error> {
+        wire::send(&self.setup, Message::Commit as u8, &[], &[]).context(|| "spawner")
+    }
+}
+
+/// Carries out a plan. On an error nothing of it is left.
+///
+/// # Errors
+///
+/// Those of the processes it makes, in their words.
+pub(crate) fn launch(
+    plan: &Plan,
+    inherit: impl FnOnce(OwnedFd) -> Result<Inherited, Error>,
+) -> Result<Launched, Error> {
+    let (ours, theirs) = wire::pair().context(|| "socketpair")?;
+    let inherited = inherit(theirs)?;
+    let flags = plan.new.bits() & !UnshareFlags::NEWPID.bits();
+    let mounter = match sys::fork(flags as i32) {
+        Ok(Side::Child) => {
+            drop(ours);
+            prepare::run(plan, &inherited)
+        }
+        Ok(Side::Parent(pid)) => pid,
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(e).context(|| "new namespaces (are unprivileged user namespaces allowed here?)");
+        }
+        Err(e) => return Err(e).context(|| "new namespaces"),
+    };
+    let state = inherited.state.clone();
+    drop(inherited);
+    match attend(plan, mounter, &ours, &state) {
+        Ok((spawner, init, warnings)) => {
+            let _ = sys::wait(mounter);
+            Ok(Launched {
+                spawner,
+                init,
+                warnings,
+                setup: ours,
+            })
+        }
+        Err(error) => {
+            // Their ends of the socket close with ours; the mounter may be busy with something else than reading.
+            drop(ours);
+            let _ = rustix::process::kill_process(mounter, rustix::process::Signal::KILL);
+            while !matches!(
+                rustix::process::wait(WaitOptions::empty()),
+                Err(rustix::io::Errno::CHILD)
+            ) {}
+            Err(error)
+        }
+    }
+}
+
+type Attended = (Pid, Pid, Vec<String>);
+
+/// The creator's part of the conversation.
+fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Attended, Error> {
+    if let Some(mappings) = &plan.mappings {
+        map_ids(mappings, mounter)?;
+    }
+    wire::send(setup, Message::Mapped as u8, &[], &[]).context(|| "mounter")?;
+    let mut warnings = Vec::new();
+    let mut pids = None;
+    loop {
+        let Some(packet) = wire::receive(setup).context(|| "mounter")? else {
+            return Err(Error::Launch {
+                code: 1,
+                line: "the launch ended without a word: was it killed?".into(),
+            });
+        };
+        match Message::from(packet.kind) {
+            Some(Message::Error) => return Err(reported(&packet)),
+            Some(Message::Warning) => warnings.push(packet.text()),
+            Some(Message::Namespaces) => {
+                let pid = mounter.as_raw_nonzero().get();
+                let state = state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1);
+                hooks::run(&plan.hooks.prestart, "prestart", &state)?;
+                hooks::run(&plan.hooks.create_runtime, "createRuntime", &state)?;
+                wire::send(setup, Message::Continue as u8, &[], &[]).context(|| "mounter")?;
+            }
+            Some(Message::Pids) => {
+                let pid = |index| packet.number(index).and_then(Pid::from_raw);
+                pids = pid(0).zip(pid(1));
+            }
+            Some(Message::Ready) => {
+                let (spawner, init) =
+                    pids.ok_or_else(|| Error::Corrupt("mounter: init is ready before it was named".into()))?;
+                return Ok((spawner, init, warnings));
+            }
+            _ => return Err(Error::Corrupt("mounter: an unexpected message".into())),
+        }
+    }
+}
+
+/// Sets the ids of the mounter's user namespace.
+fn map_ids(mappings: &Mappings, mounter: Pid) -> Result<(), Error> {
+    let pid = mounter.as_raw_nonzero().get();
+    let root = rustix::process::geteuid().is_root();
+    let own = |list: &[IdMapping], id: u32| matches!(list, [m] if m.size == 1 && m.host_id == id);
+    let direct = own(&mappings.uids, rustix::process::geteuid().as_raw())
+        && own(&mappings.gids, rustix::process::getegid().as_raw());
+    if !root && !direct {
+        run_mapper("newuidmap", "linux.uidMappings", pid, &mappings.uids)?;
+        return run_mapper("newgidmap", "linux.gidMappings", pid, &mappings.gids);
+    }
+    let write = |file: &str, text: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .context(|| format!("write {text:?} to {path}"))
+    };
+    if !root {
+        match write("setgroups", "deny") {
+            // Before 3.19 there was nothing to deny.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    let lines = |list: &[IdMapping]| {
+        list.iter()
+            .map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size))
+            .collect::<String>()
+    };
+    write("uid_map", &lines(&mappings.uids))?;
+    write("gid_map", &lines(&mappings.gids))
+}
+
+fn run_mapper(program: &str, field: &str, pid: i32, list: &[IdMapping]) -> Result<(), Error> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string());
+    for m in list {
+        command.args([
+            m.container_id.to_string(),
+            m.host_id.to_string(),
+            m.size.to_string(),
+        ]);
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(Error::config(
+            field,
+            format!(
+                "{program} refused: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ),
+        )),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::config(
+            field,
+            format!(
+                "a range of ids needs {program} (package uidmap): install it, or map the caller's one id"
+            ),
+        )),
+        Err(e) => Err(e).context(|| program.to_owned()),
+    }
+}
+
+/// Whether a path can be a host directory to work in.
+pub(crate) fn absolute(path: &Path) -> Result<std::path::PathBuf, Error> {
+    std::fs::canonicalize(path).context(|| path.display().to_string())
+}

@@ -1,0 +1,387 @@
+//! The bundle, checked and turned into what the launch carries out. Everything that can be refused is refused here,
+//! before a process or a namespace exists.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::UnshareFlags;
+
+use super::mounts::{self, Kind, Mounting, Overlay};
+use super::options;
+use crate::config::{Config, Device, Hooks, IdMapping, Process};
+use crate::confine::Credentials;
+use crate::error::{Context, Error};
+use crate::policy::{self, Policy};
+use crate::seccomp::Filter;
+use crate::sys;
+
+/// Annotations that steer this runtime; anything else below `dev.wherry.` is refused.
+const ANNOTATIONS: &[&str] = &["dev.wherry.seccomp", "dev.wherry.landlock", "dev.wherry.ports"];
+
+/// Most id ranges: the kernel's own limit.
+const MAX_MAPPINGS: usize = 340;
+
+/// The pid namespace of the container.
+pub(crate) enum Pids {
+    New,
+    Join(OwnedFd),
+    Host,
+}
+
+/// How the ids of a new user namespace are set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mappings {
+    pub(crate) uids: Vec<IdMapping>,
+    pub(crate) gids: Vec<IdMapping>,
+    /// A single id is mapped without privileges only if the namespace gives up setgroups for good.
+    pub(crate) setgroups_denied: bool,
+}
+
+/// A launch, ready to be carried out.
+pub(crate) struct Plan {
+    pub(crate) rootfs: PathBuf,
+    pub(crate) readonly: bool,
+    pub(crate) overlay: Option<Overlay>,
+    pub(crate) mounts: Vec<Mounting>,
+    pub(crate) masked: Vec<String>,
+    pub(crate) protected: Vec<String>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) propagation: Option<MountPropagationFlags>,
+    /// New namespaces, besides pid.
+    pub(crate) new: UnshareFlags,
+    /// Namespaces to join, the user namespace first.
+    pub(crate) joined: Vec<OwnedFd>,
+    pub(crate) pids: Pids,
+    /// The kinds of those joined.
+    pub(crate) joined_kinds: UnshareFlags,
+    /// Set for a new user namespace.
+    pub(crate) mappings: Option<Mappings>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) sysctl: BTreeMap<String, String>,
+    pub(crate) process: Process,
+    pub(crate) credentials: Credentials,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) policy: Policy,
+    pub(crate) hooks: Hooks,
+    /// Guarantees lost and fields not honoured, by name.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Whether the container's user namespace is not the host's first one.
+    pub(crate) fn in_user_namespace(&self) -> bool {
+        !rustix::process::geteuid().is_root() || self.new.contains(UnshareFlags::NEWUSER)
+    }
+
+    /// Whether a group id exists inside.
+    pub(crate) fn has_group(&self, gid: u32) -> bool {
+        self.mappings
+            .as_ref()
+            .is_none_or(|mappings| contains(&mappings.gids, gid))
+    }
+}
+
+fn contains(mappings: &[IdMapping], id: u32) -> bool {
+    mappings.iter().any(|m| {
+        id.checked_sub(m.container_id)
+            .is_some_and(|offset| offset < m.size)
+    })
+}
+
+/// Checks a bundle.
+///
+/// # Errors
+///
+/// Names the field that is refused.
+pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> Result<Plan, Error> {
+    check_annotations(&config)?;
+    let (overlay, mounts) = mounts::plan(&config.mounts, bundle)?;
+    if config.root.path.is_empty() || config.root.path.contains('\0') {
+        return Err(Error::config("root.path", "expected a path"));
+    }
+    let namespaces = plan_namespaces(&config)?;
+    let own = |flag| (namespaces.new | namespaces.kinds).contains(flag);
+    let mappings = plan_mappings(&config, &namespaces)?;
+
+    let own_network = own(UnshareFlags::NEWNET);
+    for name in config.sysctl_names() {
+        let inside = match name.split('.').next() {
+            Some("net") => own_network,
+            Some("fs") => name.starts_with("fs.mqueue.") && own(UnshareFlags::NEWIPC),
+            Some("kernel") => {
+                let rest = name.trim_start_matches("kernel.");
+                (rest.starts_with("msg") || rest.starts_with("shm") || rest == "sem")
+                    && own(UnshareFlags::NEWIPC)
+            }
+            _ => false,
+        };
+        if !inside || name.contains('/') || name.contains("..") {
+            return Err(Error::config(
+                format!("linux.sysctl.{name}"),
+                "not a parameter of one of the container's own namespaces",
+            ));
+        }
+    }
+    if (config.hostname.is_some() || config.domainname.is_some()) && !own(UnshareFlags::NEWUTS) {
+        return Err(Error::config(
+            "hostname",
+            "needs a UTS namespace in linux.namespaces",
+        ));
+    }
+
+    let seccomp_off = config.annotation("dev.wherry.seccomp").is_some();
+    let credentials = Credentials::from_process(&config.process, mappings.as_ref(), &mut warnings)?;
+    let filter = match &config.linux.seccomp {
+        _ if seccomp_off => {
+            warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
+            None
+        }
+        Some(profile) => Some(Filter::compile(profile, &mut warnings)?),
+        None => Some(Filter::built_in(credentials.bounding())),
+    };
+
+    let ports = config
+        .annotation("dev.wherry.ports")
+        .map(policy::parse_ports)
+        .transpose()
+        .map_err(|reason| Error::config("annotations.dev.wherry.ports", reason))?;
+    let policy = policy::decide(
+        &policy::Asked {
+            off: config.annotation("dev.wherry.landlock").is_some(),
+            readonly_root: config.root.readonly,
+            writable_mounts: mounts
+                .iter()
+                .filter(|m| !m.is_readonly() && !m.is_late() && m.kind != Kind::Cgroup)
+                .map(|m| m.destination.clone())
+                .collect(),
+            private_network: own_network,
+            private_pids: !matches!(namespaces.pids, Pids::Host),
+            ports,
+        },
+        sys::landlock_abi(),
+    );
+    warnings.extend(policy.lost.iter().cloned());
+
+    let propagation = match config.linux.rootfs_propagation.as_deref() {
+        None | Some("") => None,
+        Some(word) => Some(options::propagation(word).ok_or_else(|| {
+            Error::config(
+                "linux.rootfsPropagation",
+                format!("{word:?}: expected a propagation"),
+            )
+        })?),
+    };
+    for (index, device) in config.linux.devices.iter().enumerate() {
+        if !matches!(device.kind.as_str(), "c" | "b" | "u" | "p") || !device.path.starts_with('/') {
+            return Err(Error::config(
+                format!("linux.devices[{index}]"),
+                "expected a type and an absolute path",
+            ));
+        }
+    }
+    check_process(&config.process)?;
+    if config.process.terminal && own(UnshareFlags::NEWNS) && !mounts.iter().any(|m| m.kind == Kind::Devpts) {
+        return Err(Error::config("process.terminal", "needs a devpts mount"));
+    }
+
+    Ok(Plan {
+        rootfs: bundle.join(&config.root.path),
+        readonly: config.root.readonly,
+        overlay,
+        mounts,
+        masked: config.linux.masked_paths,
+        protected: config.linux.readonly_paths,
+        devices: config.linux.devices,
+        propagation,
+        new: namespaces.new,
+        joined: namespaces.joined,
+        joined_kinds: namespaces.kinds,
+        pids: namespaces.pids,
+        mappings,
+        hostname: config.hostname,
+        domainname: config.domainname,
+        sysctl: config.linux.sysctl,
+        process: config.process,
+        credentials,
+        filter,
+        policy,
+        hooks: config.hooks,
+        warnings,
+    })
+}
+
+impl Config {
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
+    fn sysctl_names(&self) -> impl Iterator<Item = &str> {
+        self.linux.sysctl.keys().map(String::as_str)
+    }
+}
+
+fn check_annotations(config: &Config) -> Result<(), Error> {
+    for (key, value) in &config.annotations {
+        let refuse = |reason: String| Err(Error::config(format!("annotations.{key}"), reason));
+        match key.as_str() {
+            "dev.wherry.seccomp" if value != "unconfined" => {
+                return refuse(format!("expected \"unconfined\", got {value:?}"));
+            }
+            "dev.wherry.landlock" if value != "off" => {
+                return refuse(format!("expected \"off\", got {value:?}"));
+            }
+            _ if key.starts_with("dev.wherry.") && !ANNOTATIONS.contains(&key.as_str()) => {
+                return refuse("unknown to this runtime".into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What any process must say, of `create` and of `exec`.
+pub(crate) fn check_process(process: &Process) -> Result<(), Error> {
+    if process.args.first().is_none_or(String::is_empty) {
+        return Err(Error::config("process.args", "expected a program"));
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(Error::config(
+            "process.cwd",
+            format!("expected an absolute path, got {:?}", process.cwd),
+        ));
+    }
+    let texts = process.args.iter().chain(&process.env).chain([&process.cwd]);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(Error::config("process", "a zero byte in args, env or cwd"));
+    }
+    Ok(())
+}
+
+struct Namespaces {
+    new: UnshareFlags,
+    joined: Vec<OwnedFd>,
+    /// The kinds of those joined.
+    kinds: UnshareFlags,
+    pids: Pids,
+}
+
+fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
+    let mut namespaces = Namespaces {
+        new: UnshareFlags::empty(),
+        joined: Vec::new(),
+        kinds: UnshareFlags::empty(),
+        pids: Pids::Host,
+    };
+    let mut seen = Vec::new();
+    for (index, namespace) in config.linux.namespaces.iter().enumerate() {
+        let field = format!("linux.namespaces[{index}]");
+        let flag = match namespace.kind.as_str() {
+            "user" => UnshareFlags::NEWUSER,
+            "mount" => UnshareFlags::NEWNS,
+            "ipc" => UnshareFlags::NEWIPC,
+            "uts" => UnshareFlags::NEWUTS,
+            "network" => UnshareFlags::NEWNET,
+            "cgroup" => UnshareFlags::NEWCGROUP,
+            "pid" => UnshareFlags::NEWPID,
+            other => {
+                return Err(Error::config(
+                    field,
+                    format!("type {other:?}: not supported by this runtime"),
+                ));
+            }
+        };
+        if seen.contains(&flag) {
+            return Err(Error::config(
+                field,
+                format!("{:?} is named twice", namespace.kind),
+            ));
+        }
+        seen.push(flag);
+        let path = namespace.path.as_deref().filter(|path| !path.is_empty());
+        let joined = path
+            .map(|path| {
+                rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .context(|| format!("config.json: {field}.path: {path}"))
+            })
+            .transpose()?;
+        match (flag, joined) {
+            (UnshareFlags::NEWPID, None) => namespaces.pids = Pids::New,
+            (UnshareFlags::NEWPID, Some(fd)) => namespaces.pids = Pids::Join(fd),
+            (UnshareFlags::NEWNS, Some(_)) => {
+                return Err(Error::config(
+                    field,
+                    "joining a mount namespace is not supported by this runtime",
+                ));
+            }
+            (flag, None) => namespaces.new |= flag,
+            (flag, Some(fd)) => {
+                namespaces.kinds |= flag;
+                if flag == UnshareFlags::NEWUSER {
+                    namespaces.joined.insert(0, fd);
+                } else {
+                    namespaces.joined.push(fd);
+                }
+            }
+        }
+    }
+    if !namespaces.new.contains(UnshareFlags::NEWNS) {
+        return Err(Error::config(
+            "linux.namespaces",
+            "a mount namespace of its own is required",
+        ));
+    }
+    if !seen.contains(&UnshareFlags::NEWUSER) && !rustix::process::geteuid().is_root() {
+        return Err(Error::config(
+            "linux.namespaces",
+            "a user namespace is required for a user who is not root",
+        ));
+    }
+    Ok(namespaces)
+}
+
+fn plan_mappings(config: &Config, namespaces: &Namespaces) -> Result<Option<Mappings>, Error> {
+    let (uids, gids) = (
+        config.linux.uid_mappings.clone(),
+        config.linux.gid_mappings.clone(),
+    );
+    let single = uids.len() == 1 && gids.len() == 1 && uids.iter().chain(&gids).all(|m| m.size == 1);
+    let setgroups_denied = single && !rustix::process::geteuid().is_root();
+    let mappings = Mappings {
+        uids,
+        gids,
+        setgroups_denied,
+    };
+    if !namespaces.new.contains(UnshareFlags::NEWUSER) {
+        let joins = namespaces.kinds.contains(UnshareFlags::NEWUSER);
+        if !joins && (!mappings.uids.is_empty() || !mappings.gids.is_empty()) {
+            return Err(Error::config(
+                "linux.uidMappings",
+                "needs a user namespace in linux.namespaces",
+            ));
+        }
+        return Ok(None);
+    }
+    for (field, list) in [
+        ("linux.uidMappings", &mappings.uids),
+        ("linux.gidMappings", &mappings.gids),
+    ] {
+        if list.is_empty() || list.len() > MAX_MAPPINGS {
+            return Err(Error::config(
+                field,
+                format!("expected 1 to {MAX_MAPPINGS} ranges, got {}", list.len()),
+            ));
+        }
+        for (index, m) in list.iter().enumerate() {
+            let overflows =
+                m.container_id.checked_add(m.size).is_none() || m.host_id.checked_add(m.size).is_none();
+            if m.size == 0 || overflows {
+                return Err(Error::config(format!("{field}[{index}]"), "not a range of ids"));
+            }
+        }
+    }
+    Ok(Some(mappings))
+}

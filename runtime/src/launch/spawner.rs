@@ -1,0 +1,365 @@
+//! The spawner: a small process outside of the container's pid namespace, inside of its Landlock domain. It makes init
+//! and, until init ends, the processes that `exec` asks for, so that all of them share one domain.
+//!
+//! It is undumpable, holds no standard streams of the container, and listens on `exec.sock`, which only the container's
+//! owner can reach (SO_PEERCRED is checked as well). A request is one packet:
+//!
+//! | kind | descriptors | answer |
+//! |---|---|---|
+//! | `status` | - | `status` with 1 once `start` was asked for, else 0 |
+//! | `start` | - | `done` when the program is executed, else `error` |
+//! | `signal-all` (number) | - | `done` |
+//! | `exec` | specification (JSON), report socket, stdin, stdout, stderr, preserved... | `pids`, then `exited` |
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::SocketFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::thread::UnshareFlags;
+
+use super::plan::{Pids, Plan};
+use super::{Inherited, Message, program};
+use crate::error::{Context, Error};
+use crate::sys::{self, Side, Signals};
+use crate::{confine, wire};
+
+/// Clients served at once; each costs a descriptor here.
+const MAX_CLIENTS: usize = 256;
+
+/// How often init is looked at where the kernel has no pidfd (before 5.3).
+const WITHOUT_PIDFD: Duration = Duration::from_millis(200);
+
+/// Runs the spawner. It never returns: it is init for a moment's child, and ends with it.
+pub(super) fn run(
+    plan: &Plan,
+    inherited: &Inherited,
+    mounter: OwnedFd,
+    root: BorrowedFd<'_>,
+    terminal: Option<&OwnedFd>,
+) -> ! {
+    if let Err(error) = spawn(plan, inherited, mounter, root, terminal) {
+        super::report(inherited.setup.as_fd(), &error);
+        sys::exit_now(1)
+    }
+    sys::exit_now(0)
+}
+
+fn spawn(
+    plan: &Plan,
+    inherited: &Inherited,
+    mounter: OwnedFd,
+    root: BorrowedFd<'_>,
+    terminal: Option<&OwnedFd>,
+) -> Result<(), Error> {
+    let stdio = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    confine::enter_domain(&plan.policy, root, &stdio, plan.credentials.no_new_privileges)?;
+    match &plan.pids {
+        Pids::New => sys::unshare(UnshareFlags::NEWPID).context(|| "new pid namespace")?,
+        Pids::Join(pids) => rustix::thread::move_into_link_name_space(pids.as_fd(), None)
+            .context(|| "join the pid namespace")?,
+        Pids::Host => {}
+    }
+    // In the creator's user namespace this is whoever may ask for something later, as this process sees it.
+    let owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
+        .context(|| "creator")?
+        .uid;
+    let children = Signals::new(Some(&[libc::SIGCHLD]));
+    let (ours, theirs) = wire::pair().context(|| "socketpair")?;
+    let init = match sys::fork(libc::CLONE_PARENT).context(|| "fork init")? {
+        Side::Child => {
+            drop((ours, mounter));
+            program::init(plan, inherited, theirs, terminal)
+        }
+        Side::Parent(pid) => pid,
+    };
+    drop(theirs);
+    Signals::new(None).block().context(|| "signals")?;
+    let children = children.descriptor().context(|| "signalfd")?;
+    let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).ok();
+
+    let number = init.as_raw_nonzero().get().to_ne_bytes();
+    let namespace = match plan.pids {
+        Pids::Host => None,
+        // The host's procfs is still in sight: the root is entered when the mounter is done.
+        _ => Some(
+            rustix::fs::open(
+                "/proc/self/ns/pid_for_children",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .context(|| "pid namespace")?,
+        ),
+    };
+    let fds: Vec<BorrowedFd<'_>> = namespace.iter().map(AsFd::as_fd).collect();
+    wire::send(&mounter, Message::Pids as u8, &number, &fds).context(|| "mounter")?;
+    drop(namespace);
+    let mut spawner = Spawner {
+        plan,
+        owner,
+        listener: inherited.listener.as_fd(),
+        init,
+        pidfd,
+        init_channel: Some(ours),
+        children,
+        starting: None,
+        started: false,
+        clients: Vec::new(),
+    };
+    let result = spawner.hand_over(inherited, mounter);
+    if result.is_err() {
+        // The creator is gone before it could record the container: nobody knows of init.
+        let _ = rustix::process::kill_process(init, Signal::KILL);
+        return Ok(());
+    }
+    spawner.serve()
+}
+
+/// A process made for `exec`, and who asked for it.
+struct Client {
+    pid: Option<Pid>,
+    connection: OwnedFd,
+}
+
+struct Spawner<'a> {
+    plan: &'a Plan,
+    owner: rustix::process::Uid,
+    listener: BorrowedFd<'a>,
+    init: Pid,
+    pidfd: Option<OwnedFd>,
+    /// Open until init has executed its program, or failed to.
+    init_channel: Option<OwnedFd>,
+    children: OwnedFd,
+    /// Who asked for the start that is under way.
+    starting: Option<OwnedFd>,
+    started: bool,
+    clients: Vec<Client>,
+}
+
+impl Spawner<'_> {
+    /// Waits for the mounter and then for the creator to have recorded the container.
+    fn hand_over(&mut self, inherited: &Inherited, mounter: OwnedFd) -> Result<(), Error> {
+        let lost = || Error::Corrupt("the launch was given up".into());
+        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
+        wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
+        drop(mounter);
+        wire::send(channel, Message::Continue as u8, &[], &[]).context(|| "init")?;
+        // Init reports to the creator by itself; the creator answers here.
+        match wire::receive(&inherited.setup).context(|| "creator")? {
+            Some(packet) if packet.kind == Message::Commit as u8 => self.settle(inherited),
+            _ => Err(lost()),
+        }
+    }
+
+    /// Lets go of everything that the launch needed and the service does not.
+    fn settle(&self, inherited: &Inherited) -> Result<(), Error> {
+        for target in 0..3 {
+            sys::dup_onto(inherited.null.as_fd(), target).context(|| "standard streams")?;
+        }
+        let mut keep = vec![
+            rustix::stdio::stdin(),
+            rustix::stdio::stdout(),
+            rustix::stdio::stderr(),
+            self.listener,
+            self.children.as_fd(),
+        ];
+        keep.extend(self.pidfd.iter().map(AsFd::as_fd));
+        keep.extend(self.init_channel.iter().map(AsFd::as_fd));
+        sys::close_all_but(&keep).context(|| "close_range")?;
+        rustix::process::setsid().context(|| "setsid")?;
+        sys::trim_heap();
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
+        while self.init_lives() {
+            let (mut readable, init_readable, children, listener) = {
+                let listening = if self.clients.len() < MAX_CLIENTS {
+                    PollFlags::IN
+                } else {
+                    PollFlags::empty()
+                };
+                let mut fds = vec![
+                    PollFd::new(&self.listener, listening),
+                    PollFd::new(&self.children, PollFlags::IN),
+                ];
+                fds.extend(self.pidfd.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+                let channel = fds.len();
+                fds.extend(self.init_channel.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+                let clients = fds.len();
+                // A client that waits for its process has nothing to say; that it left is noticed when we answer.
+                let idle: Vec<usize> = (0..self.clients.len())
+                    .filter(|i| self.clients.get(*i).is_some_and(|c| c.pid.is_none()))
+                    .collect();
+                for client in idle.iter().filter_map(|index| self.clients.get(*index)) {
+                    fds.push(PollFd::new(&client.connection, PollFlags::IN));
+                }
+                let timeout = self.pidfd.is_none().then_some(Timespec {
+                    tv_sec: 0,
+                    tv_nsec: i64::from(WITHOUT_PIDFD.subsec_nanos()),
+                });
+                match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(e) => return Err(e).context(|| "poll"),
+                }
+                let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+                let readable: Vec<usize> = (clients..)
+                    .zip(idle)
+                    .filter(|(slot, _)| ready(*slot))
+                    .map(|(_, index)| index)
+                    .collect();
+                (readable, clients > channel && ready(channel), ready(1), ready(0))
+            };
+            if children {
+                while sys::next_signal(self.children.as_fd()).is_some() {}
+                self.reap();
+            }
+            if init_readable {
+                self.init_spoke();
+            }
+            while let Some(index) = readable.pop() {
+                let client = self.clients.swap_remove(index);
+                self.request(client.connection);
+            }
+            if listener {
+                self.accept();
+            }
+        }
+        // The kernel has killed what was left in the pid namespace; tell those who wait.
+        while !self.clients.iter().all(|client| client.pid.is_none()) {
+            match rustix::process::wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) => self.ended(pid, status.as_raw() as i32),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn init_lives(&self) -> bool {
+        match &self.pidfd {
+            Some(pidfd) => {
+                let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+                let now = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                };
+                !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
+            }
+            None => rustix::process::test_kill_process(self.init).is_ok(),
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            self.ended(pid, status.as_raw() as i32);
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: i32) {
+        if let Some(index) = self.clients.iter().position(|client| client.pid == Some(pid)) {
+            let client = self.clients.swap_remove(index);
+            let _ = wire::send_numbers(&client.connection, Message::Exited as u8, &[status]);
+        }
+    }
+
+    /// Init's channel: an error, or the end when its program is executed.
+    fn init_spoke(&mut self) {
+        let packet = self
+            .init_channel
+            .as_ref()
+            .and_then(|channel| wire::receive(channel).ok().flatten());
+        self.init_channel = None;
+        if let Some(client) = self.starting.take() {
+            let _ = match packet {
+                Some(packet) => wire::send(&client, packet.kind, &packet.payload, &[]),
+                None => wire::send(&client, Message::Done as u8, &[], &[]),
+            };
+        }
+    }
+
+    fn accept(&mut self) {
+        let Ok(connection) =
+            rustix::net::accept_with(self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        else {
+            return;
+        };
+        // Whoever is neither the owner nor this container's root cannot reach the socket either; checked all the same.
+        if rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid == self.owner) {
+            self.clients.push(Client {
+                pid: None,
+                connection,
+            });
+        }
+    }
+
+    fn request(&mut self, connection: OwnedFd) {
+        let Ok(Some(packet)) = wire::receive(&connection) else {
+            return;
+        };
+        let answer = |error: &Error| super::report(connection.as_fd(), error);
+        match Message::from(packet.kind) {
+            Some(Message::Status) => {
+                let _ = wire::send_numbers(&connection, Message::Status as u8, &[i32::from(self.started)]);
+            }
+            Some(Message::Start) => match &self.init_channel {
+                Some(channel) if !self.started => {
+                    self.started = wire::send(channel, Message::Start as u8, &[], &[]).is_ok();
+                    self.starting = Some(connection);
+                }
+                _ => answer(&Error::Usage("start: the container was started already".into())),
+            },
+            Some(Message::SignalAll) => match self.signal_all(packet.number(0).unwrap_or(0)) {
+                Ok(()) => {
+                    let _ = wire::send(&connection, Message::Done as u8, &[], &[]);
+                }
+                Err(error) => answer(&error),
+            },
+            Some(Message::Exec) => match self.exec(packet) {
+                Ok(pid) => {
+                    let _ =
+                        wire::send_numbers(&connection, Message::Pids as u8, &[pid.as_raw_nonzero().get()]);
+                    self.clients.push(Client {
+                        pid: Some(pid),
+                        connection,
+                    });
+                }
+                Err(error) => answer(&error),
+            },
+            _ => answer(&Error::Usage("an unknown request".into())),
+        }
+    }
+
+    fn exec(&self, packet: wire::Packet) -> Result<Pid, Error> {
+        match sys::fork(0).context(|| "exec: fork")? {
+            Side::Parent(pid) => Ok(pid),
+            Side::Child => program::exec(self.plan, packet.fds),
+        }
+    }
+
+    /// Signals every process of the container. `kill(-1)` in a child of the pid namespace reaches all but init.
+    fn signal_all(&self, signal: i32) -> Result<(), Error> {
+        if !matches!(self.plan.pids, Pids::New) {
+            return Err(Error::Usage(
+                "kill --all: the container does not have a pid namespace of its own".into(),
+            ));
+        }
+        let signal = crate::state::signal_of(signal)?;
+        match sys::fork(0).context(|| "kill --all: fork")? {
+            Side::Child => {
+                let _ = sys::kill_every(signal.as_raw());
+                sys::exit_now(0)
+            }
+            Side::Parent(pid) => {
+                let _ = sys::wait(pid);
+            }
+        }
+        rustix::process::kill_process(self.init, signal).context(|| "kill --all: init")
+    }
+}

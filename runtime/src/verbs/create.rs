@@ -1,0 +1,156 @@
+//! `create`: a bundle becomes an init that waits.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::WaitOptions;
+
+use super::Create;
+use crate::config::{self, Config};
+use crate::error::{Context, Error};
+use crate::launch::{self, Inherited, Launched, Plan};
+use crate::state::{Directory, ProcessId, Record, Root};
+use crate::{seal, sys};
+
+/// Carries out `create`.
+///
+/// # Errors
+///
+/// Those of the bundle, by field, and of the launch. Nothing is left of a container that could not be created.
+pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
+    let console = options
+        .console_socket
+        .as_deref()
+        .map(super::console_socket)
+        .transpose()?;
+    create(root, options, console).map(drop)
+}
+
+/// Creates the container; `console` receives the terminal if the bundle asks for one.
+pub(super) fn create(
+    root: &Root,
+    options: &Create,
+    console: Option<OwnedFd>,
+) -> Result<(Directory, Record), Error> {
+    if options.no_pivot {
+        return Err(Error::Usage(
+            "--no-pivot is not supported: leave it out, or copy the root off the ramfs".into(),
+        ));
+    }
+    for fd in 3..3i32.saturating_add_unsigned(options.preserve_fds) {
+        if !sys::is_open(fd) {
+            return Err(Error::Usage(format!(
+                "--preserve-fds {}: descriptor {fd} is not open",
+                options.preserve_fds
+            )));
+        }
+    }
+    let bundle = launch::absolute(&options.bundle)?;
+    let (config, warnings) = load(&bundle)?;
+    match (config.process.terminal, &console) {
+        (true, None) => return Err(Error::Usage("process.terminal needs --console-socket".into())),
+        (false, Some(_)) => return Err(Error::Usage("--console-socket needs process.terminal".into())),
+        _ => {}
+    }
+    let annotations = config.annotations.clone();
+    let oci_version = config.oci_version.clone();
+    let plan = launch::plan(config, warnings, &bundle)?;
+    if !plan.policy.enforced() {
+        seal::seal_own_binary()?;
+    }
+
+    let directory = root.make(&options.id)?;
+    let state = serde_json::json!({
+        "pid": 0,
+        "ociVersion": oci_version,
+        "id": options.id,
+        "status": "creating",
+        "bundle": bundle,
+        "annotations": annotations,
+    });
+    let attempt = || -> Result<Record, Error> {
+        let launched = launch::launch(&plan, |setup| {
+            Ok(Inherited {
+                setup,
+                listener: directory.listen()?,
+                console,
+                null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                    .context(|| "/dev/null")?,
+                preserved: options.preserve_fds,
+                state: state.to_string(),
+            })
+        })?;
+        record(&directory, options, &plan, launched, |launched| Record {
+            version: Record::VERSION,
+            oci_version,
+            bundle,
+            init: launched.0,
+            spawner: launched.1,
+            annotations,
+            warnings: Vec::new(),
+            hooks: plan.hooks.clone(),
+            cgroup: None,
+        })
+    };
+    match attempt() {
+        Ok(record) => Ok((directory, record)),
+        Err(error) => {
+            // The first error is the one to tell.
+            let _ = directory.remove();
+            Err(error)
+        }
+    }
+}
+
+fn record(
+    directory: &Directory,
+    options: &Create,
+    plan: &Plan,
+    launched: Launched,
+    make: impl FnOnce((ProcessId, ProcessId)) -> Record,
+) -> Result<Record, Error> {
+    let write = || -> Result<Record, Error> {
+        let mut record = make((ProcessId::of(launched.init)?, ProcessId::of(launched.spawner)?));
+        record.warnings = plan.warnings.iter().chain(&launched.warnings).cloned().collect();
+        directory.write(&record)?;
+        if let Some(path) = &options.pid_file {
+            super::write_pid(path, record.init.pid)?;
+        }
+        Ok(record)
+    };
+    match write() {
+        Ok(record) => {
+            launched.commit()?;
+            Ok(record)
+        }
+        Err(error) => {
+            // Not committed: the spawner ends init and itself when our end of the socket closes.
+            drop(launched);
+            while !matches!(
+                rustix::process::wait(WaitOptions::empty()),
+                Err(rustix::io::Errno::CHILD)
+            ) {}
+            Err(error)
+        }
+    }
+}
+
+/// Reads a bundle's `config.json`.
+pub(super) fn load(bundle: &Path) -> Result<(Config, Vec<String>), Error> {
+    let path = bundle.join("config.json");
+    let what = || path.display().to_string();
+    let mut text = Vec::new();
+    let file = std::fs::File::open(&path).context(what)?;
+    file.take(config::MAX_BYTES + 1)
+        .read_to_end(&mut text)
+        .context(what)?;
+    if text.len() as u64 > config::MAX_BYTES {
+        return Err(Error::config(
+            "syntax",
+            format!("longer than {} bytes", config::MAX_BYTES),
+        ));
+    }
+    config::parse(&text)
+}

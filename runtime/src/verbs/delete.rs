@@ -1,0 +1,89 @@
+//! `delete`: nothing is left of a container.
+
+use std::time::Duration;
+
+use super::Delete;
+use crate::error::Error;
+use crate::hooks;
+use crate::state::{Directory, Record, Root, Status};
+
+/// How long a killed init may take: it ends when the last process of its pid namespace has.
+const KILLED: Duration = Duration::from_secs(10);
+
+/// How long the spawner may take to notice that init ended before it is killed.
+const NOTICED: Duration = Duration::from_secs(2);
+
+/// Carries out `delete`. The result are lines about hooks that failed, which do not stop it.
+///
+/// # Errors
+///
+/// If the container runs and `--force` is not given, or cannot be killed.
+pub fn run(root: &Root, options: &Delete) -> Result<Vec<String>, Error> {
+    let directory = match root.find(&options.id) {
+        Err(Error::NotFound(_)) if options.force => return Ok(Vec::new()),
+        directory => directory?,
+    };
+    delete(&directory, options.force)
+}
+
+pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, Error> {
+    let refuse = |status: Status| {
+        Err(Error::Status {
+            id: directory.id.clone(),
+            verb: "delete",
+            status: status.as_str(),
+        })
+    };
+    // A creator holds the lock until the container is recorded; whoever deletes holds it to the end.
+    if !directory.lock(false)? {
+        return refuse(Status::Creating);
+    }
+    if !directory.is_current()? {
+        return if force {
+            Ok(Vec::new())
+        } else {
+            Err(Error::NotFound(directory.id.clone()))
+        };
+    }
+    let mut failed = Vec::new();
+    if let Some(record) = directory.record()? {
+        let status = directory.status(Some(&record));
+        if status != Status::Stopped {
+            if !force {
+                return refuse(status);
+            }
+            kill(directory, &record)?;
+        }
+        if !record.spawner.wait_end(NOTICED) {
+            let _ = record.spawner.signal(libc::SIGKILL);
+            record.spawner.wait_end(NOTICED);
+        }
+        let state = super::state::document(directory, &record, Status::Stopped).to_string();
+        for hook in &record.hooks.poststop {
+            if let Err(error) = hooks::run(std::slice::from_ref(hook), "poststop", &state) {
+                failed.push(error.to_string());
+            }
+        }
+    }
+    directory.remove()?;
+    Ok(failed)
+}
+
+fn kill(directory: &Directory, record: &Record) -> Result<(), Error> {
+    match record.init.signal(libc::SIGKILL) {
+        Err(error) if record.init.is_alive() => return Err(error),
+        _ => {}
+    }
+    if record.init.wait_end(KILLED) {
+        return Ok(());
+    }
+    Err(Error::Launch {
+        code: 1,
+        line: format!(
+            "container {}: process {} did not end {} s after SIGKILL",
+            directory.id,
+            record.init.pid,
+            KILLED.as_secs()
+        ),
+    })
+}

@@ -1,0 +1,90 @@
+//! `run`: create, start, wait, delete, in the foreground.
+
+use std::os::fd::AsFd;
+
+use rustix::process::{Pid, WaitOptions};
+
+use super::{Create, Run};
+use crate::error::{Context, Error};
+use crate::foreground::{Event, Foreground};
+use crate::state::Root;
+use crate::wire;
+
+/// Carries out `run` and returns the exit status of the container's program.
+///
+/// # Errors
+///
+/// Those of `create`, `start` and `delete`.
+pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
+    let Run {
+        bundle,
+        pid_file,
+        console_socket,
+        preserve_fds,
+        no_pivot,
+        no_new_keyring,
+        id,
+    } = options;
+    let create = Create {
+        bundle: bundle.clone(),
+        pid_file,
+        console_socket: console_socket.clone(),
+        preserve_fds,
+        no_pivot,
+        no_new_keyring,
+        id,
+    };
+    let terminal = super::create::load(&crate::launch::absolute(&bundle)?)?
+        .0
+        .process
+        .terminal;
+    let mut proxy = None;
+    let console = match (&console_socket, terminal) {
+        (Some(path), _) => Some(super::console_socket(path)?),
+        (None, true) => {
+            let (ours, theirs) = wire::pair().context(|| "socketpair")?;
+            proxy = Some(ours);
+            Some(theirs)
+        }
+        (None, false) => None,
+    };
+    let mut foreground = Foreground::new()?;
+    let (directory, record) = super::create::create(root, &create, console)?;
+    if let Some(proxy) = proxy {
+        let packet = wire::receive(&proxy).context(|| "terminal")?;
+        if let Some(master) = packet.and_then(|packet| packet.fds.into_iter().next()) {
+            foreground.attach(master)?;
+        }
+    }
+    let result = super::start::start(&directory, &record).and_then(|()| {
+        let init = Pid::from_raw(record.init.pid);
+        foreground.run(None, |event| match event {
+            Event::Signal(libc::SIGCHLD) => loop {
+                match rustix::process::wait(WaitOptions::NOHANG) {
+                    Ok(Some((pid, status))) if Some(pid) == init => return Ok(Some(status.as_raw() as i32)),
+                    Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                    Ok(None) | Err(_) => return Ok(None),
+                }
+            },
+            Event::Signal(signal) => {
+                // It may just have ended: SIGCHLD comes next.
+                let _ = record.init.signal(signal);
+                Ok(None)
+            }
+            Event::Answer => Ok(None),
+        })
+    });
+    drop(foreground);
+    super::delete::delete(&directory, true)?;
+    while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
+    result.map(super::exit_code)
+}
+
+/// Tells whether stdin is a terminal whose size a container can take over.
+pub(super) fn terminal_size() -> Option<crate::config::ConsoleSize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdin().as_fd()).ok()?;
+    Some(crate::config::ConsoleSize {
+        height: size.ws_row,
+        width: size.ws_col,
+    })
+}

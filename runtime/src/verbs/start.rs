@@ -1,0 +1,43 @@
+//! `start`: init executes its program.
+
+use super::Start;
+use crate::error::Error;
+use crate::launch::{self, Message};
+use crate::state::{self, Directory, Record, Root, Status};
+use crate::{hooks, verbs};
+
+/// Carries out `start`.
+///
+/// # Errors
+///
+/// If the container is not waiting for it, or its program cannot be executed (126, 127).
+pub fn run(root: &Root, options: &Start) -> Result<(), Error> {
+    let directory = root.find(&options.id)?;
+    let record = directory.record()?;
+    match (directory.status(record.as_ref()), record) {
+        (Status::Created, Some(record)) => start(&directory, &record),
+        (status, _) => Err(Error::Status {
+            id: directory.id.clone(),
+            verb: "start",
+            status: status.as_str(),
+        }),
+    }
+}
+
+pub(super) fn start(directory: &Directory, record: &Record) -> Result<(), Error> {
+    let spawner = directory.connect()?;
+    match state::ask(&spawner, Message::Start, &[])? {
+        Some(packet) if packet.kind == Message::Done as u8 => {}
+        Some(packet) => return Err(launch::reported(&packet)),
+        // The program ran and ended before the spawner could say so: init's channel closed first, so it was executed.
+        None if !record.init.is_alive() => {}
+        None => {
+            return Err(Error::Launch {
+                code: 1,
+                line: format!("container {}: its spawner died", directory.id),
+            });
+        }
+    }
+    let state = verbs::state::document(directory, record, Status::Running).to_string();
+    hooks::run(&record.hooks.poststart, "poststart", &state)
+}

@@ -1,0 +1,50 @@
+//! `state`: the OCI state document.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use super::State;
+use crate::error::{Context, Error};
+use crate::state::{Directory, Record, Root, Status};
+
+/// The annotation under which `state` names guarantees lost and fields not honoured, one a line.
+pub const WARNINGS: &str = "dev.wherry.warnings";
+
+/// Carries out `state`.
+///
+/// # Errors
+///
+/// If there is no such container.
+pub fn run(root: &Root, options: &State, out: &mut dyn Write) -> Result<(), Error> {
+    let directory = root.find(&options.id)?;
+    let record = directory.record()?;
+    let status = directory.status(record.as_ref());
+    let document = match &record {
+        Some(record) => document(&directory, record, status),
+        None => json!({"ociVersion": "1.2.0", "id": directory.id, "status": status.as_str(), "bundle": ""}),
+    };
+    let text = serde_json::to_string_pretty(&document).map_err(|e| Error::Corrupt(e.to_string()))?;
+    writeln!(out, "{text}").context(|| "stdout")
+}
+
+/// The state document of a container.
+pub(super) fn document(directory: &Directory, record: &Record, status: Status) -> Value {
+    let mut annotations = record.annotations.clone();
+    if !record.warnings.is_empty() {
+        annotations.insert(WARNINGS.into(), record.warnings.join("\n"));
+    }
+    let pid = if status == Status::Stopped {
+        0
+    } else {
+        record.init.pid
+    };
+    json!({
+        "ociVersion": record.oci_version,
+        "id": directory.id,
+        "status": status.as_str(),
+        "pid": pid,
+        "bundle": record.bundle,
+        "annotations": annotations,
+    })
+}
