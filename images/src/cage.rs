@@ -301,7 +301,11 @@ fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
     let job: Job = (job.len() <= MAX_JOB)
         .then(|| serde_json::from_str(&job).ok())
         .flatten()
-        .ok_or_else(|| Error::Died(format!("`{VERB}` is started by the program itself, not by hand")))?;
+        .ok_or_else(|| Error::Refused {
+            message: format!("`{VERB}` is started by the program itself, not by hand"),
+            class: Class::Permanent,
+            no_space: false,
+        })?;
     let missing = confine(work, job.encoding.sources()).map_err(failed("confine"))?;
     // Modes are exactly what the layer says.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -310,8 +314,9 @@ fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
     Ok((summary, missing))
 }
 
-/// Gives up everything that unpacking does not need, and says what could not be given up.
-fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<String>> {
+/// Gives up everything that a child of the cage does not need, for good, and says what this kernel could not take away:
+/// afterwards the process may write beneath `work`, read beneath `sources`, use what is open, and nothing else.
+pub fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<String>> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

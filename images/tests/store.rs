@@ -13,7 +13,7 @@ use wherry_images::cage::{self, Cage};
 use wherry_images::layout::Layout;
 use wherry_images::store::{Error, Input, LayerInfo, Store};
 use wherry_images::unpack::{Encoding, Limits};
-use wherry_images::{Class, DiffId, Platform, Reference};
+use wherry_images::{Class, DiffId, Digest, Platform, Reference, manifest};
 
 const TESTS: &[(&str, fn())] = &[
     (
@@ -28,6 +28,7 @@ const TESTS: &[(&str, fn())] = &[
         "errors_come_out_of_the_cage_as_they_are",
         errors_come_out_of_the_cage_as_they_are,
     ),
+    ("the_cage_keeps_what_is_in_it", the_cage_keeps_what_is_in_it),
     ("the_cage_cannot_be_used_by_hand", the_cage_cannot_be_used_by_hand),
     (
         "whiteouts_and_opaque_directories_hide_in_an_overlay",
@@ -54,7 +55,8 @@ const TESTS: &[(&str, fn())] = &[
 ];
 
 /// `store [FILTER]...` runs the tests whose names contain a filter, all without one; `store cage JOB` is the cage of them all;
-/// `store ingest STATE TAR DIFFID` is a process that unpacks a layer and may be killed.
+/// `store ingest STATE TAR DIFFID` is a process that unpacks a layer and may be killed; `store golden-sample STATE` makes a
+/// sample of the current format.
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -69,6 +71,14 @@ fn main() -> ExitCode {
                 },
                 |()| ExitCode::SUCCESS,
             );
+        }
+        ["confined", work, source] => {
+            confined(Path::new(work), Path::new(source));
+            return ExitCode::SUCCESS;
+        }
+        ["golden-sample", state] => {
+            make_golden_sample(Path::new(state));
+            return ExitCode::SUCCESS;
         }
         _ => {}
     }
@@ -184,6 +194,14 @@ fn shared_dir() -> tempfile::TempDir {
         .unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     dir
+}
+
+/// A directory in memory, where there is one: kills cannot tell the difference, and syncing a whole disk that others write to
+/// would take most of the time.
+fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// What a tree looks like: path, kind and mode, size, time, link target, content; hard links by their first name.
@@ -384,6 +402,87 @@ fn errors_come_out_of_the_cage_as_they_are() {
     assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
 }
 
+/// What a parser that went over to the enemy could still do.
+fn the_cage_keeps_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["work", "source", "other"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("f"), name).unwrap();
+    }
+    let output = run(Command::new(program())
+        .arg("confined")
+        .arg(dir.path().join("work"))
+        .arg(dir.path().join("source"))
+        .env("OTHER", dir.path().join("other")));
+    let report = String::from_utf8(output.stdout).unwrap();
+    if report.contains("missing: landlock") {
+        eprintln!("SKIPPED in part: this kernel has no Landlock");
+        return;
+    }
+    let want = "missing: none
+write in work: ok
+link between directories of work: ok
+read in source: ok
+write in source: denied
+read elsewhere: denied
+write elsewhere: denied
+list the root: denied
+chmod elsewhere: denied
+tcp socket: denied
+unix socket: denied
+start a program: denied
+start a thread: denied
+signal the parent: denied
+";
+    assert_eq!(report, want);
+    assert_eq!(fs::read(dir.path().join("other/f")).unwrap(), b"other");
+}
+
+fn confined(work: &Path, source: &Path) {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    let other = PathBuf::from(std::env::var_os("OTHER").unwrap());
+    let parent = rustix::process::getppid().unwrap();
+    let dir = File::open(work).unwrap();
+    let missing = cage::confine(dir.as_fd(), &[source.to_owned()]).unwrap();
+    println!(
+        "missing: {}",
+        if missing.is_empty() {
+            "none".into()
+        } else {
+            missing.join(", ")
+        }
+    );
+    fs::create_dir(work.join("d")).unwrap();
+    let deeds: [(&str, bool); 13] = [
+        ("write in work", fs::write(work.join("new"), "x").is_ok()),
+        (
+            "link between directories of work",
+            fs::hard_link(work.join("new"), work.join("d/new")).is_ok(),
+        ),
+        ("read in source", fs::read(source.join("f")).is_ok()),
+        ("write in source", fs::write(source.join("f"), "x").is_ok()),
+        ("read elsewhere", fs::read(other.join("f")).is_ok()),
+        ("write elsewhere", fs::write(other.join("new"), "x").is_ok()),
+        ("list the root", fs::read_dir("/").is_ok()),
+        (
+            "chmod elsewhere",
+            fs::set_permissions(other.join("f"), fs::Permissions::from_mode(0o777)).is_ok(),
+        ),
+        ("tcp socket", std::net::TcpListener::bind("127.0.0.1:0").is_ok()),
+        ("unix socket", UnixStream::pair().is_ok()),
+        ("start a program", Command::new("/bin/true").spawn().is_ok()),
+        ("start a thread", std::thread::Builder::new().spawn(|| ()).is_ok()),
+        (
+            "signal the parent",
+            rustix::process::test_kill_process(parent).is_ok(),
+        ),
+    ];
+    for (deed, done) in deeds {
+        println!("{deed}: {}", if done { "ok" } else { "denied" });
+    }
+}
+
 fn the_cage_cannot_be_used_by_hand() {
     let output = Command::new(program())
         .args([cage::VERB, "{}"])
@@ -463,7 +562,7 @@ fn big_layer(dir: &Path) -> (PathBuf, DiffId, Vec<String>) {
 }
 
 fn processes_that_want_the_same_layer_make_it_once() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let (tar, diff_id, want) = big_layer(dir.path());
     let state = dir.path().join("state");
     let children: Vec<_> = (0..4)
@@ -491,7 +590,7 @@ fn processes_that_want_the_same_layer_make_it_once() {
 }
 
 fn a_kill_at_any_moment_leaves_nothing_or_the_whole_layer() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let (tar, diff_id, want) = big_layer(dir.path());
     let begin = std::time::Instant::now();
     run(&mut ingest_command(&dir.path().join("whole"), &tar, &diff_id));
@@ -675,6 +774,56 @@ fn an_image_that_skopeo_wrote() {
     );
     assert!(store.images().unwrap().is_empty());
     assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
+}
+
+/// Everything that git can keep: no whiteouts (device nodes), no attributes, no empty directories, no modes.
+fn make_golden_sample(state: &Path) {
+    let store = open(state);
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("etc")).unwrap();
+    fs::write(dir.path().join("etc/hello"), "hello from format 1\n").unwrap();
+    std::os::unix::fs::symlink("hello", dir.path().join("etc/link")).unwrap();
+    let tar = dir.path().join("layer.tar");
+    let times = [
+        "--mtime=@1767225600",
+        "--owner=root:0",
+        "--group=mail:8",
+        "--sort=name",
+        "--format=gnu",
+    ];
+    run(Command::new("tar")
+        .args(times)
+        .arg("-cf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(dir.path())
+        .arg("etc"));
+    let layer = fs::read(&tar).unwrap();
+    unpack(&store, &tar).unwrap();
+    let config = serde_json::json!({
+        "architecture": "arm64", "os": "linux", "created": "2026-01-01T00:00:00Z", "config": {"Cmd": ["/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [DiffId::of(&layer)]},
+    });
+    let config = config.to_string();
+    let config_digest = store.put_document(config.as_bytes()).unwrap();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": manifest::OCI_MANIFEST,
+        "config": {"mediaType": manifest::OCI_CONFIG, "digest": config_digest, "size": config.len()},
+        "layers": [{"mediaType": manifest::OCI_LAYER, "digest": Digest::of(&layer), "size": layer.len()}],
+    });
+    let digest = store.put_document(manifest.to_string().as_bytes()).unwrap();
+    store
+        .tag(
+            &store.image(&digest).unwrap(),
+            &"localhost:5000/golden:v1".parse().unwrap(),
+        )
+        .unwrap();
+    let blob = b"a blob on its way";
+    let mut partial = store.partial(&Digest::of(blob), blob.len() as u64).unwrap();
+    partial.set_etag(Some("\"an-etag\"")).unwrap();
+    partial.append(&blob[..6]).unwrap();
+    partial.sync().unwrap();
+    partial.append(&blob[6..10]).unwrap();
 }
 
 /// Format 1 as it was on the day it was written opens for ever. `images/STORE.md` says how the sample was made.
