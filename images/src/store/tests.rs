@@ -508,3 +508,38 @@ fn documents_and_records_are_verified_when_they_are_read() {
         "{error}"
     );
 }
+
+#[test]
+fn many_threads_at_once() {
+    let Home { store, .. } = &home();
+    let image = put_image(store, "x", false);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let image = &image;
+            scope.spawn(move || {
+                for round in 0..4 {
+                    // All write the same document and each its own tag, and all fight for one.
+                    store
+                        .put_document(format!("document {round}").as_bytes())
+                        .unwrap();
+                    store
+                        .tag(image, &format!("many:{thread}-{round}").parse().unwrap())
+                        .unwrap();
+                    store.tag(image, &"one:latest".parse().unwrap()).unwrap();
+                    if round % 2 == 0 {
+                        store
+                            .remove_tag(&format!("many:{thread}-{round}").parse().unwrap())
+                            .unwrap();
+                    }
+                    assert_eq!(store.resolve("one").unwrap().digest, image.digest);
+                }
+            });
+        }
+    });
+    assert_eq!(store.tags().unwrap().len(), 8 * 2 + 1);
+    assert!(
+        all_files(&store.partial_dir()).is_empty(),
+        "{:?}",
+        all_files(&store.partial_dir())
+    );
+}

@@ -289,8 +289,8 @@ impl Tree {
             }
         }
         // A map may end with an empty segment at the end of the file, which writes nothing there.
-        let data = entry.segments.iter().filter(|(_, len)| *len > 0);
-        let end = data.last().map_or(0, |(offset, len)| offset + len);
+        let mut data = entry.segments.iter().filter(|(_, len)| *len > 0);
+        let end = data.next_back().map_or(0, |(offset, len)| offset + len);
         if end < entry.size {
             file.set_len(entry.size).map_err(failed)?;
         }
