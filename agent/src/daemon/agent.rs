@@ -16,7 +16,7 @@ use super::records::Records;
 use super::wait::{self, Watch};
 use super::{Args, Error, spec};
 use crate::container::{self, Attach, Container, Containers, Id, Listing, Owner, Signal, Timestamp};
-use crate::source::{Change, Directory, Reading, Remembered, Source};
+use crate::source::{Change, Directory, Reading, Refusal, Remembered, Source};
 use crate::upstream::{PodReport, Reporter};
 
 /// A plan and its actions follow each other at most this often before the agent looks at its sources again.
@@ -130,6 +130,7 @@ impl Agent {
         for (origin, content) in &refused {
             if self.refused.get(origin) != Some(content)
                 && let Err(refusal) = content
+                && *refusal != Refusal::Unsettled
             {
                 tracing::error!(origin, error = %refusal, "refused; its last good pods stay in force");
             }

@@ -24,12 +24,16 @@ mod wait;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+/// A service manager starts the next agent as soon as the last one has been killed, which may be a moment too early.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Keep this board in its desired state: run the pods of a directory, and report to a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, argh::FromArgs, argh::ArgsInfo)]
-#[argh(subcommand, name = "agent")]
+#[argh(subcommand, name = "agent", example = "wherry agent --watch /etc/wherry/pods")]
 pub struct Args {
     /// directory of Pod files (*.yaml, *.yml, *.json)
     #[argh(option, arg_name = "dir")]
@@ -131,15 +135,21 @@ fn start_log() {
         .try_init();
 }
 
-/// The agent's lock on its state directory, held until the process ends.
+/// The agent's lock on its state directory, held until the process ends. One that is just being killed is waited for.
 fn lock(root: &Path) -> Result<rustix::fd::OwnedFd, Error> {
     let path = root.join("agent.lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| Error::system("open agent.lock", error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Taken(root.to_owned())),
-        Err(error) => Err(Error::system("lock agent.lock", error)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Taken(root.to_owned())),
+            Err(error) => return Err(Error::system("lock agent.lock", error)),
+        }
     }
 }

@@ -33,7 +33,7 @@ const MAX_READ: u64 = (1 << 20) + 1;
 const EVENT_BUFFER: usize = 4096;
 
 /// What tells one content of a file from another without reading it.
-type Mark = (u64, u64, i64, i64, i64, i64, i64);
+type Mark = (u64, u64, i64, (i64, i64), (i64, i64));
 
 /// What a file held when it was last read.
 type Content = Result<Vec<Pod>, Refusal>;
@@ -162,15 +162,9 @@ impl Source for Directory {
                 Some((old, content)) if old == mark => content,
                 before if !complete.contains(&name) && !settled(&stat) => {
                     again = again.min(SETTLE);
-                    match before {
-                        // Its old mark stays, so that it counts as changed the next time.
-                        Some(before) => {
-                            known.insert(name, before);
-                            continue;
-                        }
-                        None if self.watched => continue,
-                        None => parse(file),
-                    }
+                    // Not its own mark, so that it counts as changed the next time.
+                    known.insert(name, before.unwrap_or((Mark::default(), Err(Refusal::Unsettled))));
+                    continue;
                 }
                 _ => parse(file),
             };
@@ -216,16 +210,16 @@ fn unreadable(error: Errno) -> Refusal {
     })
 }
 
-#[allow(clippy::useless_conversion, reason = "the types differ on 32-bit targets")]
+#[allow(clippy::unnecessary_cast, reason = "the types differ between targets")]
 fn mark(stat: &Stat) -> Mark {
+    let modified = (stat.st_mtime as i64, stat.st_mtime_nsec as i64);
+    let changed = (stat.st_ctime as i64, stat.st_ctime_nsec as i64);
     (
-        stat.st_dev.into(),
-        stat.st_ino.into(),
-        stat.st_size.into(),
-        stat.st_mtime as i64,
-        stat.st_mtime_nsec as i64,
-        stat.st_ctime as i64,
-        stat.st_ctime_nsec as i64,
+        stat.st_dev as u64,
+        stat.st_ino as u64,
+        stat.st_size as i64,
+        modified,
+        changed,
     )
 }
 
@@ -370,7 +364,8 @@ mod tests {
         file.write_all(pod("a").as_bytes()).unwrap();
         assert!(readable(&source));
         let (reading, again) = source.read().unwrap();
-        assert_eq!((shown(&reading), again), (vec![], SETTLE), "not closed yet");
+        assert_eq!(shown(&reading), ["a.yaml: is being written"]);
+        assert_eq!(again, SETTLE);
         drop(file);
         assert!(readable(&source));
         assert_eq!(read(&mut source), ["a.yaml: default/a"]);

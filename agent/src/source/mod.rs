@@ -38,6 +38,9 @@ pub enum Refusal {
     /// It holds no Pod. An empty file is what a power cut leaves behind, so it does not remove anything.
     #[error("holds no Pod; remove the file to remove its pods")]
     Empty,
+    /// It changed a moment ago and may be half written. Its last good pods stay, and it is read soon.
+    #[error("is being written")]
+    Unsettled,
     /// It could not be read at all.
     #[error("{0}")]
     Unreadable(String),

@@ -66,7 +66,7 @@ pub(super) struct Answer {
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Next {
-    Send(Request),
+    Send(Box<Request>),
     /// Nothing until then.
     Wait(Moment),
 }
@@ -176,7 +176,7 @@ impl Cluster {
         for request in self.due(reports, facts, &wall, now) {
             match self.held.get(&request.purpose.object()) {
                 Some(delay) if delay.until > now => wake = wake.min(delay.until),
-                _ => return Next::Send(request),
+                _ => return Next::Send(Box::new(request)),
             }
         }
         let node_due = self
