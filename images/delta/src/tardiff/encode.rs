@@ -27,8 +27,9 @@ pub const MEMORY_LIMIT: u64 = 6 * MAX_ALIGNED + (128 << 20) + (192 << 20);
 /// zstd's level. 19 is the highest whose window is [`WINDOW_LOG_MAX`].
 const LEVEL: i32 = 19;
 
-/// The shortest run of equal bytes inside aligned bytes that is worth a COPY of its own: two operations cost about six bytes.
-const MIN_COPY: usize = 32;
+/// The shortest run of equal bytes inside aligned bytes that is a COPY of its own. To zstd a shorter one is cheaper as zeros: 1 KiB made the
+/// smallest patches of a Rust binary and of 60 Debian packages, 2 to 4 % smaller than 32 bytes.
+const MIN_COPY: usize = 1 << 10;
 
 /// The longest DATA operation.
 const MAX_DATA: usize = 1 << 20;
