@@ -7,9 +7,9 @@
 //!   stderr  <- the work directory, flocked   writes beneath it and nowhere else
 //! ```
 //!
-//! The child is single-threaded, has no environment, no other descriptor, no new privileges, and before it reads the first byte:
-//! a Landlock domain that lets it write in the work directory and nothing else (no network either), and a seccomp filter that denies
-//! sockets, processes, mounts and path-based changes of modes. The work directory comes as standard error because a descriptor
+//! The child is single-threaded, has no environment, no other descriptor, no capability, no new privileges, and before it
+//! reads the first byte: a Landlock domain that lets it write in the work directory and nothing else (no network either),
+//! and a seccomp filter that denies sockets, processes, mounts and path-based changes of modes. The work directory comes as standard error because a descriptor
 //! passed so needs no unsafe code and, being a duplicate of the parent's, keeps the parent's `flock` until both are dead.
 //! The child dies with the parent and is killed when the parent gives up.
 //!
@@ -50,8 +50,13 @@ pub enum Error {
         source: io::Error,
     },
     /// The child ended without an answer.
-    #[error("the cage ended without a report ({0})")]
-    Died(String),
+    #[error("the cage ended without a report ({status})")]
+    Died {
+        /// How.
+        status: String,
+        /// Whether it was killed from outside: by an operator, or because memory ran out.
+        killed: bool,
+    },
     /// The bytes for the child could not be read.
     #[error("read the layer: {0}")]
     Input(io::Error),
@@ -72,8 +77,9 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Start { .. } | Self::Input(_) => Class::Transient,
-            // Whatever in the bytes killed it will do so again.
-            Self::Died(_) => Class::Permanent,
+            Self::Died { killed: true, .. } => Class::Transient,
+            // Whatever in the bytes ended it will do so again.
+            Self::Died { killed: false, .. } => Class::Permanent,
             Self::Refused { class, .. } => *class,
         }
     }
@@ -232,7 +238,10 @@ impl Guard {
             })?;
         }
         if line.len() as u64 > MAX_REPORT {
-            return Err(Error::Died("its report is too long".into()));
+            return Err(Error::Died {
+                status: "its report is too long".into(),
+                killed: false,
+            });
         }
         let status = self.0.wait().map_err(|source| Error::Start {
             action: "wait for",
@@ -263,7 +272,13 @@ impl Guard {
                     no_space,
                 })
             }
-            Err(_) => Err(Error::Died(status.to_string())),
+            Err(_) => {
+                use std::os::unix::process::ExitStatusExt;
+                Err(Error::Died {
+                    status: status.to_string(),
+                    killed: status.signal() == Some(libc::SIGKILL),
+                })
+            }
         }
     }
 }
@@ -337,6 +352,14 @@ pub fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<Stri
         )?;
     }
     rustix::thread::set_no_new_privs(true)?;
+    // Where root unpacks, the files' owner is all that is needed of root.
+    let none = rustix::thread::CapabilitySet::empty();
+    let none = rustix::thread::CapabilitySets {
+        effective: none,
+        permitted: none,
+        inheritable: none,
+    };
+    rustix::thread::set_capabilities(None, none)?;
     let mut missing = Vec::new();
     if !restrict_paths(work, sources)? {
         missing.push("landlock".to_owned());
