@@ -3,6 +3,15 @@
 //!
 //! Run as root, what needs an ordinary user is also run as `wherry-test`, when there is one.
 
+// A test program throughout; only functions marked as tests are let off by themselves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod archives;
 mod caged;
 mod crash;
