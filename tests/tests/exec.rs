@@ -82,6 +82,10 @@ fn exit_codes_are_dockers() -> Result<()> {
             Some(code),
             "exec {command:?}"
         );
+        // The first process of a pid namespace cannot kill itself, under docker neither.
+        if command.contains(&"kill -9 $$") {
+            continue;
+        }
         let mut args = vec!["run", "--rm", BOX];
         args.extend_from_slice(command);
         assert_eq!(
