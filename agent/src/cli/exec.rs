@@ -102,13 +102,20 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     ))
 }
 
-/// `uid:gid` of a user of the container. One id exists there; the runtime refuses another.
+/// `uid:gid` of a user of the container, which is the one that it runs as.
 fn user_id(containers: &Containers, container: &container::Container, user: &str) -> Result<String, Failure> {
     let store = containers.store();
     let mut layers = Vec::new();
     for diff_id in &store.image(&container.spec.image)?.diff_ids {
         layers.extend(store.layer(diff_id)?);
     }
-    let user = assemble::find_user(user, &container.directory().join("upper"), &layers)?;
-    Ok(format!("{}:{}", user.uid, user.gid))
+    let find = |user: &str| assemble::find_user(user, &container.directory().join("upper"), &layers);
+    let (wanted, there) = (find(user)?, find(&container.spec.user)?);
+    if (wanted.uid, wanted.gid) == (there.uid, there.gid) {
+        return Ok(format!("{}:{}", wanted.uid, wanted.gid));
+    }
+    Err(Failure::new(format!(
+        "exec -u {user}: {}:{} does not exist in this container, only {}:{} does; use wherry run -u {user}",
+        wanted.uid, wanted.gid, there.uid, there.gid
+    )))
 }

@@ -269,20 +269,59 @@ impl Tail {
         }
     }
 
-    /// Whether this is still the file at `path`.
+    /// Whether this is the file at `path`.
     fn is_at(&self, path: &Path) -> io::Result<bool> {
         let own = rustix::fs::fstat(self.reader.get_ref())?;
         match rustix::fs::stat(path) {
             Ok(there) => Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)),
-            // In the middle of a rotation: the next look tells.
-            Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The file that was begun after this one, if there is one yet: this one's neighbour in the order of rotation, or
+    /// the oldest when this one is gone.
+    fn next(&self, directory: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let mut place = None;
+            let mut oldest = 0;
+            for number in 0..FILES_MAX {
+                let path = file(directory, number);
+                if self.is_at(&path)? {
+                    place = Some(number);
+                    break;
+                }
+                match path.try_exists()? {
+                    true => oldest = number,
+                    // `log` itself is missing for a moment in the middle of a rotation.
+                    false if number == 0 => {}
+                    false => break,
+                }
+            }
+            let next = match place {
+                Some(0) => return Ok(None),
+                Some(number) => number - 1,
+                None => oldest,
+            };
+            let opened = Self::open(&file(directory, next))?;
+            let rotated = match place {
+                Some(number) => !self.is_at(&file(directory, number))?,
+                None => false,
+            };
+            if !rotated {
+                return Ok(opened);
+            }
         }
     }
 }
 
-fn rotated(directory: &Path, number: u32) -> PathBuf {
-    directory.join(format!("log.{number}"))
+/// The current file is number 0.
+fn file(directory: &Path, number: u32) -> PathBuf {
+    if number == 0 {
+        directory.join("log")
+    } else {
+        directory.join(format!("log.{number}"))
+    }
 }
 
 fn follow(
@@ -292,21 +331,13 @@ fn follow(
     printer: &mut Printer,
 ) -> io::Result<()> {
     let directory = container.directory();
-    let current = directory.join("log");
     let watch = if forever { Some(watch(directory)?) } else { None };
-    // Opened before anything is read: what is rotated meanwhile is still read, in order.
-    let mut files = Vec::new();
-    let last = Tail::open(&current)?;
-    for number in 1..FILES_MAX {
-        match Tail::open(&rotated(directory, number))? {
-            Some(file) => files.push(file),
-            None => break,
-        }
-    }
-    for file in files.iter_mut().rev() {
-        file.drain(printer)?;
-    }
-    let mut file = last;
+    // From the oldest on; each next one is found from the one before, whatever is rotated meanwhile.
+    let oldest = (1..FILES_MAX)
+        .take_while(|number| file(directory, *number).exists())
+        .last()
+        .unwrap_or(0);
+    let mut open = Tail::open(&file(directory, oldest))?;
     loop {
         // Looked at before the log is read, so that the last words of a container that ended are not missed.
         let ended = match containers.load(&container.id) {
@@ -314,18 +345,15 @@ fn follow(
             Err(container::Error::Gone { .. }) => true,
             Err(error) => return Err(io::Error::other(error)),
         };
-        loop {
-            if file.is_none() {
-                file = Tail::open(&current)?;
-            }
-            let Some(open) = &mut file else { break };
-            open.drain(printer)?;
-            if open.is_at(&current)? {
-                break;
-            }
-            // Written between the last read and the rename.
-            open.drain(printer)?;
-            file = None;
+        if open.is_none() {
+            open = Tail::open(&file(directory, 0))?;
+        }
+        while let Some(tail) = &mut open {
+            tail.drain(printer)?;
+            let Some(next) = tail.next(directory)? else { break };
+            // What was written between the last read and the rename.
+            tail.drain(printer)?;
+            open = Some(next);
         }
         printer.end_of_tail()?;
         let Some(watch) = &watch else { return Ok(()) };

@@ -13,7 +13,7 @@ use wherry_images::Image;
 
 use super::directory::{self, Directory, read_bounded, write_durably};
 use super::observed::Observed;
-use super::spec::{Id, Port, Signal};
+use super::spec::{Id, Port, Signal, Source};
 use super::{Container, Containers, Error, process};
 use crate::assemble::{self, Host};
 
@@ -99,6 +99,12 @@ pub(super) fn start(
             image: spec.image_name.clone(),
             layer: diff_id.to_string(),
         })?);
+    }
+    for mount in &spec.mounts {
+        match &mount.source {
+            Source::Bind(path) if !path.exists() => return Err(Error::NoVolume(path.clone())),
+            _ => {}
+        }
     }
     let host = Host::read()?;
     let user = assemble::find_user(&spec.user, &dir.join("upper"), &layers)?;
@@ -201,28 +207,28 @@ pub(super) fn kill(containers: &Containers, container: &Container, signal: Signa
     run(kill)
 }
 
-/// Ends and deletes what a lost monitor left behind. The container's lock is held.
-pub(super) fn clean_up(containers: &Containers, dir: &Directory, claim: &Observed) -> Result<(), Error> {
-    if claim.boot_id == containers.boot_id
-        && let (Some(pid), Some(started)) = (claim.pid, claim.pid_start)
-    {
-        process::kill_leftover(pid, started);
-    }
+/// Ends and deletes what a lost monitor left behind. The container's lock is held. Whether its process still ran.
+pub(super) fn clean_up(containers: &Containers, dir: &Directory, claim: &Observed) -> Result<bool, Error> {
+    let this_boot = claim.boot_id == containers.boot_id;
+    let killed = match (claim.pid, claim.pid_start) {
+        (Some(pid), Some(started)) if this_boot => process::kill_leftover(pid, started),
+        _ => false,
+    };
     let Some(root) = started_root(dir.path())? else {
-        return Ok(());
+        return Ok(killed);
     };
     let id = dir.path().file_name().unwrap_or_default();
-    if !root.join(id).exists() {
-        return Ok(());
+    if root.join(id).exists() {
+        let mut delete = Command::new(&containers.runtime);
+        delete
+            .arg("--root")
+            .arg(root)
+            .arg("delete")
+            .arg("--force")
+            .arg(id);
+        run(delete)?;
     }
-    let mut delete = Command::new(&containers.runtime);
-    delete
-        .arg("--root")
-        .arg(root)
-        .arg("delete")
-        .arg("--force")
-        .arg(id);
-    run(delete)
+    Ok(killed)
 }
 
 /// Runs the runtime to its end. What it says goes to a file in memory: a monitor that stays behind cannot hold us up.

@@ -39,6 +39,8 @@ pub use observed::{Observed, Status, Timestamp};
 pub use spec::{Id, Invalid, Mount, Network, Owner, Port, Signal, Source, Spec, check_hostname, check_name};
 pub(crate) use tree::remove as remove_tree;
 
+/// The permissions of a container's root directory.
+const ROOT_MODE: u32 = 0o755;
 /// How often another name is tried for a container that was not given one.
 const NAME_ATTEMPTS: u32 = 20;
 /// How long `SIGKILL` may take to be recorded by the monitor: processes in uninterruptible sleep take their time.
@@ -133,6 +135,9 @@ pub enum Error {
         /// The layer's diffID.
         layer: String,
     },
+    /// What should be mounted is not there.
+    #[error("volume {0}: no such file or directory; make it first")]
+    NoVolume(PathBuf),
     /// The bundle cannot be assembled.
     #[error(transparent)]
     Assemble(#[from] crate::assemble::Error),
@@ -314,6 +319,9 @@ impl Containers {
         for name in ["bundle", "etc", "upper", "work", "rootfs", "volumes"] {
             directory::make_directory(&path.join(name))?;
         }
+        // The container sees this directory's mode as that of its root.
+        let upper = path.join("upper");
+        rustix::fs::chmod(&upper, ROOT_MODE.into()).map_err(|error| Error::io("prepare", &upper, error))?;
         let _lock = directory::lock_file(&path.join("lock"))?;
         let record = serde_json::to_vec_pretty(desired)
             .map_err(|error| Error::io("write", &path.join("desired"), error))?;
@@ -348,7 +356,16 @@ impl Containers {
                 name: container.spec.name,
             });
         }
-        launch::kill(self, &container, signal)
+        let exit = Exit::of_monitor(&dir, &container.observed)?;
+        match launch::kill(self, &container, signal) {
+            // It ended by itself just before, and its monitor is about to say so.
+            Err(Error::Runtime { .. }) if exit.wait(Instant::now().checked_add(REFUSAL_PATIENCE))? => {
+                Err(Error::NotRunning {
+                    name: container.spec.name,
+                })
+            }
+            sent => sent,
+        }
     }
 
     /// Ends a container: its stop signal, and `SIGKILL` after `grace`. One that does not run is left as it is.
@@ -570,10 +587,12 @@ impl Containers {
         let observed = loop {
             match self.truth(dir, claim.clone())? {
                 Truth::Sound(observed) => break observed,
-                Truth::Lost(lost) => match dir.observed()? {
+                Truth::Lost(mut lost) => match dir.observed()? {
                     Some(now) if now != claim => claim = now,
                     _ => {
-                        launch::clean_up(self, dir, &claim)?;
+                        if launch::clean_up(self, dir, &claim)? {
+                            lost.finished_at = Some(Timestamp::now());
+                        }
                         let path = dir.join("observed");
                         let record =
                             serde_json::to_vec(&lost).map_err(|error| Error::io("write", &path, error))?;

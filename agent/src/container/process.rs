@@ -116,12 +116,14 @@ fn poll_until(fd: &OwnedFd, deadline: Option<Instant>) -> io::Result<bool> {
 }
 
 /// Kills what is left of a container that lost its monitor, and waits for the end. Another process of the same number
-/// is left alone.
-pub(crate) fn kill_leftover(pid: i32, started: u64) {
-    let Some(raw) = Pid::from_raw(pid) else { return };
+/// is left alone. Whether there was anything to kill.
+pub(crate) fn kill_leftover(pid: i32, started: u64) -> bool {
+    let Some(raw) = Pid::from_raw(pid) else {
+        return false;
+    };
     let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty());
     if start_time(pid) != Some(started) {
-        return;
+        return false;
     }
     match pidfd {
         Ok(pidfd) => {
@@ -136,6 +138,7 @@ pub(crate) fn kill_leftover(pid: i32, started: u64) {
             }
         }
     }
+    true
 }
 
 #[cfg(test)]
@@ -148,13 +151,13 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let started = start_time(pid).unwrap();
-        kill_leftover(pid, started + 1);
+        assert!(!kill_leftover(pid, started + 1));
         assert!(
             child.try_wait().unwrap().is_none(),
             "another start time is another process"
         );
         let reaper = std::thread::spawn(move || child.wait().unwrap());
-        kill_leftover(pid, started);
+        assert!(kill_leftover(pid, started));
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&reaper.join().unwrap()),
             Some(9)
