@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde_json::Value;
 use wherry_images::{Digest, Image, Reference, Store};
 use wherry_sync::plan::{self, Action, Desired, FETCH, Moment, Observed, Slot, State, Step, Trouble};
 use wherry_sync::status;
@@ -461,8 +462,14 @@ impl Agent {
                 }
                 Ok(())
             }
-            // The container itself cannot run: that is an exit, with the backoff of one.
-            Err(error @ (container::Error::Runtime { .. } | container::Error::Assemble(_))) => {
+            // Someone else was faster, or the board is in trouble: the next plan tells.
+            Err(error @ (container::Error::Gone { .. } | container::Error::Busy { .. })) => {
+                ended_anyway(Err(error))
+            }
+            Err(error @ container::Error::Io { .. }) => Err(error),
+            // The container itself cannot run (no such program, a taken port, a layer that is gone): that is an exit,
+            // with the backoff of one.
+            Err(error) => {
                 let code = match &error {
                     container::Error::Runtime { code, .. } => i64::from(*code),
                     _ => 128,
@@ -476,7 +483,6 @@ impl Agent {
                 self.board.failed(&id.hex(), code, line(&error), board::now());
                 Ok(())
             }
-            Err(error) => ended_anyway(Err(error)),
         }
     }
 
@@ -497,33 +503,41 @@ impl Agent {
         );
     }
 
+    /// Derives a pod's status and records it.
+    fn status(&mut self, pod: &Desired, observed: &Observed, now: Moment, wall: &str) -> Value {
+        let before = self.records.status(&pod.uid);
+        let status = status::pod(pod, observed, now, wall, self.host_ip.as_deref(), before);
+        if let Err(error) = self.records.set_status(pod, status.clone()) {
+            tracing::error!(pod = pod.pod.key(), error = line(&error), "record not written");
+        }
+        status
+    }
+
     /// Derives every pod's status, records what changed, and hands it to the cluster's thread.
     fn report(&mut self, slots: &[Slot], observed: &Observed, now: Moment) {
         let wall = board::seconds(Timestamp::now());
+        // The last one known, while there is no route.
+        self.host_ip = crate::upstream::host_address().or(self.host_ip.take());
         let mut reports = Vec::new();
         for slot in slots {
+            let status = self.status(&slot.desired, observed, now, &wall);
             // Until the switch, the pod that serves is the one before.
             let has_container = observed
                 .containers
                 .iter()
                 .any(|container| container.uid == slot.desired.uid);
-            let previous = slot.previous.as_ref().filter(|_| !has_container);
-            for (pod, shown) in
-                std::iter::once((&slot.desired, previous.is_none())).chain(previous.map(|pod| (pod, true)))
-            {
-                let before = self.records.status(&pod.uid);
-                let status = status::pod(pod, observed, now, &wall, self.host_ip.as_deref(), before);
-                if shown {
-                    reports.push(PodReport {
-                        uid: pod.uid.clone(),
-                        pod: pod.pod.clone(),
-                        status: status.clone(),
-                    });
+            let (pod, status) = match slot.previous.as_ref().filter(|_| !has_container) {
+                Some(previous) => {
+                    let serving = self.status(previous, observed, now, &wall);
+                    (previous, status::with_update(&serving, &status))
                 }
-                if let Err(error) = self.records.set_status(pod, status) {
-                    tracing::error!(pod = pod.pod.key(), error = line(&error), "record not written");
-                }
-            }
+                None => (&slot.desired, status),
+            };
+            reports.push(PodReport {
+                uid: pod.uid.clone(),
+                pod: pod.pod.clone(),
+                status,
+            });
         }
         let uids: BTreeSet<&str> = observed
             .containers

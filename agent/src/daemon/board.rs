@@ -221,3 +221,30 @@ fn ran(container: &Container) -> Duration {
 pub(super) fn seconds(moment: Timestamp) -> String {
     Timestamp::new(moment.get().replace_nanosecond(0).unwrap_or(moment.get())).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_day_become_moments() {
+        let now = Duration::from_secs(1000);
+        let wall = Timestamp::now().get();
+        let at =
+            |offset: i64| since(Some(Timestamp::new(wall + time::Duration::seconds(offset))), now).as_secs();
+        assert_eq!(since(None, now), now);
+        assert!((989..=990).contains(&at(-10)), "{}", at(-10));
+        assert_eq!(
+            at(86_400),
+            1000,
+            "an exit in the future, before the clock was set, was just now"
+        );
+        assert_eq!(at(-86_400), 0, "an exit before the boot is long ago");
+    }
+
+    #[test]
+    fn seconds_are_whole() {
+        let moment = Timestamp::parse("2026-11-20T20:00:01.987654Z").unwrap();
+        assert_eq!(seconds(moment), "2026-11-20T20:00:01Z");
+    }
+}

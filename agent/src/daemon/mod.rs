@@ -153,3 +153,17 @@ fn lock(root: &Path) -> Result<rustix::fd::OwnedFd, Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_for_a_state_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let first = lock(root.path()).unwrap();
+        assert!(matches!(lock(root.path()), Err(Error::Taken(_))));
+        drop(first);
+        assert!(lock(root.path()).is_ok());
+    }
+}

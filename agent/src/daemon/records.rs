@@ -116,26 +116,17 @@ impl Records {
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<(), container::Error> {
         let gone: Vec<String> = self.known.keys().filter(|uid| !keep(uid)).cloned().collect();
         for uid in gone {
-            let volumes = self.root.join(&uid);
-            let removed = fs::remove_dir_all(&volumes);
-            removed
-                .or_else(missing)
-                .map_err(|error| container::Error::io("remove", &volumes, error))?;
+            container::remove_tree(&self.root.join(&uid))?;
             let path = self.root.join(format!("{uid}.json"));
-            let removed = fs::remove_file(&path);
-            removed
-                .or_else(missing)
-                .map_err(|error| container::Error::io("remove", &path, error))?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(container::Error::io("remove", &path, error));
+                }
+                _ => {}
+            }
             self.known.remove(&uid);
         }
         Ok(())
-    }
-}
-
-fn missing(error: std::io::Error) -> std::io::Result<()> {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
     }
 }
 

@@ -86,3 +86,34 @@ pub(super) fn wait<'a>(
     watch.drain();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_to_a_container_wakes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(root.path()).unwrap();
+        let long = Some(Duration::from_secs(5));
+        let woken = |watch: &Watch| {
+            let began = std::time::Instant::now();
+            wait(watch, std::iter::empty(), long).unwrap();
+            began.elapsed() < Duration::from_secs(4)
+        };
+        std::fs::create_dir(root.path().join(".making-a")).unwrap();
+        std::fs::rename(root.path().join(".making-a"), root.path().join("a")).unwrap();
+        assert!(woken(&watch), "a new container");
+        assert!(watch.set(["a".to_owned()].into_iter()));
+        assert!(!watch.set(["a".to_owned()].into_iter()), "watched already");
+        std::fs::write(root.path().join("a/.observed.1"), "x").unwrap();
+        std::fs::rename(root.path().join("a/.observed.1"), root.path().join("a/observed")).unwrap();
+        assert!(woken(&watch), "a new record");
+        assert!(!watch.set(std::iter::empty()));
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        drop(write);
+        let began = std::time::Instant::now();
+        wait(&watch, [read.as_fd()].into_iter(), long).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(4), "another descriptor");
+    }
+}

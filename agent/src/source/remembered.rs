@@ -302,16 +302,17 @@ fn succeed(old: &Slot, pod: &Pod, uid: String) -> Slot {
         };
     }
     let running = match &old.previous {
-        Some(previous) => previous,
-        None => &old.desired,
+        Some(previous) => Some(previous),
+        None => Some(&old.desired).filter(|pod| pod.digest.is_some()),
+    };
+    let desired = Desired {
+        uid,
+        pod: pod.clone(),
+        digest: None,
     };
     Slot {
-        desired: Desired {
-            uid,
-            pod: pod.clone(),
-            digest: None,
-        },
-        previous: Some(running.clone()),
+        desired,
+        previous: running.cloned(),
     }
 }
 
@@ -455,8 +456,15 @@ mod tests {
         );
         assert_eq!(slot.previous, None);
         adopt(&mut remembered, "i:2");
+        assert!(remembered.slots()[0].previous.is_some());
         remembered.forget_previous("default/a").unwrap();
         assert_eq!(open(state.path()).slots()[0].previous, None);
+        adopt(&mut remembered, "i:3");
+        assert_eq!(
+            remembered.slots()[0].previous,
+            None,
+            "i:2 never had an image, so it never ran"
+        );
     }
 
     #[test]

@@ -123,6 +123,12 @@ pub(super) fn pod_status(uid: &str, generation: u64, status: &Value) -> Value {
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["observedGeneration"] = json!(generation);
     }
+    // A merge keeps what is not named: what is no longer said has to be taken back.
+    for word in ["reason", "message"] {
+        if status[word].is_null() {
+            status[word] = Value::Null;
+        }
+    }
     for list in ["hostIPs", "podIPs"] {
         if let Some(addresses) = status[list].as_array_mut() {
             addresses.insert(0, json!({ "$patch": "replace" }));
@@ -170,6 +176,8 @@ mod tests {
                 "hostIPs": [{ "$patch": "replace" }, { "ip": "10.0.0.1" }],
                 "$setElementOrder/conditions": [{ "type": "B" }, { "type": "A" }],
                 "observedGeneration": 2,
+                "reason": null,
+                "message": null,
             } })
         );
     }

@@ -100,6 +100,20 @@ pub fn pod(
     Value::Object(status)
 }
 
+/// The status of a pod that is kept up until its successor can take over, with what the successor waits for: an
+/// update that cannot be fetched must be seen where the cluster looks.
+#[must_use]
+pub fn with_update(serving: &Value, successor: &Value) -> Value {
+    let mut status = serving.clone();
+    let waiting = &successor["containerStatuses"][0]["state"]["waiting"];
+    let (Some(reason), Some(message)) = (waiting["reason"].as_str(), waiting["message"].as_str()) else {
+        return status;
+    };
+    status["reason"] = json!("UpdateWaiting");
+    status["message"] = json!(format!("the update waits: {reason}: {message}"));
+    status
+}
+
 /// Whether a status says that the pod has ended for good.
 #[must_use]
 pub fn is_final(status: &Value) -> bool {

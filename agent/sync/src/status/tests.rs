@@ -337,6 +337,28 @@ fn the_node_reports_pressure_and_heartbeats() {
 }
 
 #[test]
+fn an_update_that_waits_is_told() {
+    let serving = json!({ "phase": "Running" });
+    let successor = |state: Value| json!({ "containerStatuses": [{ "state": { "waiting": state } }] });
+    assert_eq!(
+        with_update(&serving, &successor(json!({ "reason": "ContainerCreating" }))),
+        serving
+    );
+    let told = with_update(
+        &serving,
+        &successor(json!({ "reason": "ImagePullBackOff", "message": "not found" })),
+    );
+    assert_eq!(
+        told,
+        json!({
+            "phase": "Running",
+            "reason": "UpdateWaiting",
+            "message": "the update waits: ImagePullBackOff: not found",
+        })
+    );
+}
+
+#[test]
 fn image_ids() {
     for (image, expected) in [
         ("iris:1", "iris@d"),
