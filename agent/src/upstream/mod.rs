@@ -60,8 +60,11 @@ pub enum Error {
 /// The reporting thread, seen from the agent.
 #[derive(Debug)]
 pub struct Reporter {
-    latest: watch::Sender<Arc<Vec<PodReport>>>,
+    /// `None` until there is a first report, which may be that there are no pods.
+    latest: watch::Sender<Latest>,
 }
+
+type Latest = Option<Arc<Vec<PodReport>>>;
 
 impl Reporter {
     /// Starts the thread. A kubeconfig that cannot be used is reported and tried again: workloads come first.
@@ -69,7 +72,7 @@ impl Reporter {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(kubeconfig: &Path, node: &str, state: &Path) -> Result<Self, Error> {
-        let (latest, reports) = watch::channel(Arc::default());
+        let (latest, reports) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -86,9 +89,9 @@ impl Reporter {
     /// Leaves the latest reports for the thread; those that it has not read yet are dropped.
     pub fn publish(&self, reports: Vec<PodReport>) {
         self.latest.send_if_modified(|latest| {
-            let changed = **latest != reports;
+            let changed = latest.as_ref().is_none_or(|latest| **latest != reports);
             if changed {
-                *latest = Arc::new(reports);
+                *latest = Some(Arc::new(reports));
             }
             changed
         });
@@ -104,12 +107,7 @@ fn now() -> Moment {
 }
 
 /// Ends when the agent does.
-async fn report(
-    kubeconfig: PathBuf,
-    node: String,
-    state: PathBuf,
-    mut reports: watch::Receiver<Arc<Vec<PodReport>>>,
-) {
+async fn report(kubeconfig: PathBuf, node: String, state: PathBuf, mut reports: watch::Receiver<Latest>) {
     // Nothing is said before the first plan has settled: an empty list would delete every mirror pod.
     if reports.changed().await.is_err() {
         return;
@@ -118,7 +116,7 @@ async fn report(
     let mut client: Option<Client> = None;
     let mut said: Option<String> = None;
     loop {
-        let latest = Arc::clone(&reports.borrow_and_update());
+        let latest = reports.borrow_and_update().clone().unwrap_or_default();
         let facts = facts::read(&node, &state);
         let wait = match cluster.next(&latest, &facts, objects::Wall::now(), now()) {
             Next::Wait(until) => until.saturating_sub(now()),
@@ -165,7 +163,7 @@ async fn report(
 }
 
 /// Sleeps, or wakes early for new reports. `false` when the agent has ended.
-async fn rest(reports: &mut watch::Receiver<Arc<Vec<PodReport>>>, wait: Duration, wake: bool) -> bool {
+async fn rest(reports: &mut watch::Receiver<Latest>, wait: Duration, wake: bool) -> bool {
     let sleep = tokio::time::sleep(wait);
     if !wake {
         sleep.await;
@@ -196,4 +194,25 @@ fn random() -> u32 {
         .build_hasher()
         .finish()
         >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_report_counts_even_if_it_is_empty() {
+        let (latest, mut reports) = watch::channel(None);
+        let reporter = Reporter { latest };
+        let mut news = || {
+            let news = reports.has_changed().unwrap();
+            reports.borrow_and_update();
+            news
+        };
+        assert!(!news());
+        reporter.publish(Vec::new());
+        assert!(news());
+        reporter.publish(Vec::new());
+        assert!(!news(), "the same again is no news");
+    }
 }
