@@ -43,8 +43,7 @@ pub fn normalise(words: &[String], top: &CommandInfoWithArgs) -> Result<Vec<Stri
             let flag = flag.ok_or_else(|| unknown(&path, &format!("--{name}"), &hint()))?;
             push(&mut out, flag, value, &mut words, &hint())?;
         } else if let Some(cluster) = word.strip_prefix('-').filter(|cluster| !cluster.is_empty()) {
-            let mut letters = cluster.char_indices();
-            while let Some((at, letter)) = letters.next() {
+            for (at, letter) in cluster.char_indices() {
                 let flag =
                     short(command, letter).ok_or_else(|| unknown(&path, &format!("-{letter}"), &hint()))?;
                 let rest = cluster.get(at + letter.len_utf8()..).unwrap_or_default();

@@ -41,9 +41,8 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and nobody else has it.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     /// The next signal that has arrived, if there is one.
@@ -129,10 +128,9 @@ mod tests {
         assert_eq!(signals.next().unwrap(), None);
         let own = rustix::thread::gettid();
         // To this thread: another test's thread has it unblocked.
-        assert_eq!(
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), own.as_raw_nonzero().get(), 12) },
-            0
-        );
+        // SAFETY: three numbers go to the kernel, no memory.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), own.as_raw_nonzero().get(), 12) };
+        assert_eq!(sent, 0);
         assert_eq!(signals.next().unwrap(), Some(12));
         assert_eq!(signals.next().unwrap(), None);
         assert!(Signals::block(&[200]).is_err());

@@ -1,11 +1,14 @@
 //! Containers as other processes see them: the record of version 1, and many processes at once.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use wherry::container::{Containers, Error, Id, Network, Observed, Owner, Spec, Status, Timestamp};
+use wherry::container::{
+    Containers, Error, Id, Mount, Network, Observed, Owner, Port, Spec, Status, Timestamp,
+};
 use wherry_images::{Digest, Image, Store};
 
 /// A container's directory as version 1 left it. `WHERRY_GOLDEN=write cargo test -p wherry` makes `desired` anew.
@@ -45,10 +48,7 @@ fn spec(name: &str) -> Spec {
     };
     let mut spec = Spec::from_image(&image, "localhost:5000/iris:v1", None, &[]).unwrap();
     spec.name = name.into();
-    spec.ports = vec!["127.0.0.1:5001:5000"]
-        .into_iter()
-        .map(|port| wherry::container::Port::parse(port).unwrap())
-        .collect();
+    spec.ports = vec![Port::parse("127.0.0.1:5001:5000").unwrap()];
     spec
 }
 
@@ -60,8 +60,8 @@ fn golden_spec() -> Spec {
         container: "server".into(),
     };
     let mounts = vec![
-        wherry::container::Mount::parse("/data:/srv/data:ro", Path::new("/")).unwrap(),
-        wherry::container::Mount::parse_tmpfs("/scratch:size=1m").unwrap(),
+        Mount::parse("/data:/srv/data:ro", Path::new("/")).unwrap(),
+        Mount::parse_tmpfs("/scratch:size=1m").unwrap(),
     ];
     Spec {
         owner,
@@ -171,7 +171,7 @@ fn what_a_dead_process_left_is_swept() {
     let root = dir.path().join("containers");
     for name in [".making-1", ".removing-2"] {
         fs::create_dir_all(root.join(name).join("work/work")).unwrap();
-        fs::set_permissions(root.join(name).join("work/work"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join(name).join("work/work"), fs::Permissions::from_mode(0o0)).unwrap();
     }
     containers.sweep().unwrap();
     let left: Vec<_> = fs::read_dir(&root)

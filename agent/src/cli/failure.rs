@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io::Write;
 
+use super::registry;
 use crate::container;
 
 /// One line for standard error, and what the process exits with.
@@ -68,6 +69,16 @@ impl From<container::Error> for Failure {
     }
 }
 
+impl From<wherry_images::store::Error> for Failure {
+    fn from(error: wherry_images::store::Error) -> Self {
+        let Self { line, code } = Self::of(&error);
+        Self {
+            line: line + registry::store_advice(&error),
+            code,
+        }
+    }
+}
+
 macro_rules! from {
     ($($error:ty),+) => {
         $(impl From<$error> for Failure {
@@ -81,7 +92,6 @@ macro_rules! from {
 from!(
     crate::assemble::Error,
     container::Invalid,
-    wherry_images::store::Error,
     wherry_images::reference::Error
 );
 

@@ -59,10 +59,10 @@ pub struct Wherry {
     pub verb: Verb,
 }
 
-/// The verbs.
+/// The verbs. One value exists for each process, so nothing is gained by boxing the larger ones.
 #[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
 #[argh(subcommand)]
-#[allow(missing_docs)]
+#[allow(missing_docs, clippy::large_enum_variant)]
 pub enum Verb {
     Pull(pull::Args),
     Push(push::Args),
@@ -88,7 +88,7 @@ pub enum Verb {
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = understand(words).and_then(|parsed| match parsed {
         Parsed::Help(text) => failure::print(&text).map(|()| ExitCode::SUCCESS),
-        Parsed::Wherry(wherry) => dispatch(wherry),
+        Parsed::Wherry(wherry) => dispatch(*wherry),
     });
     result.unwrap_or_else(|failure| {
         let _ = writeln!(std::io::stderr(), "wherry: {}", failure.line);
@@ -97,7 +97,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 enum Parsed {
-    Wherry(Wherry),
+    Wherry(Box<Wherry>),
     Help(String),
 }
 
@@ -122,7 +122,7 @@ fn understand(words: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failu
     let normal = crate::args::normalise(&typed, &Wherry::get_args_info()).map_err(usage)?;
     let words: Vec<&str> = normal.iter().map(String::as_str).collect();
     match Wherry::from_args(&["wherry"], &words) {
-        Ok(wherry) => Ok(Parsed::Wherry(wherry)),
+        Ok(wherry) => Ok(Parsed::Wherry(Box::new(wherry))),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Help(exit.output)),
         Err(exit) => Err(usage(one_line(&exit.output))),
     }

@@ -57,6 +57,7 @@ pub(super) fn store_advice(error: &wherry_images::store::Error) -> &'static str 
     match error {
         Error::NoSpace { .. } => "; free some space or choose another place with --root",
         Error::Newer { .. } => "; upgrade wherry",
+        Error::NoImage(_) => "; see wherry images, or pull it first",
         _ => "",
     }
 }

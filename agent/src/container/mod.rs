@@ -52,7 +52,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No container has that name or id.
-    #[error("no such container: {0}")]
+    #[error("no such container: {0}; see wherry ps -a")]
     NotFound(String),
     /// The prefix fits more than one id.
     #[error("container id {0} is ambiguous; give more digits")]
@@ -87,7 +87,7 @@ pub enum Error {
         name: String,
     },
     /// The operation needs a container that runs.
-    #[error("container {name} is not running")]
+    #[error("container {name} is not running; see wherry ps -a")]
     NotRunning {
         /// Its name.
         name: String,

@@ -126,7 +126,7 @@ mod tests {
         symlink(&outside, tree.join("work/link")).unwrap();
         symlink("/", tree.join("root")).unwrap();
         for name in ["work/work/deep", "work/work", "work"] {
-            fs::set_permissions(tree.join(name), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(tree.join(name), fs::Permissions::from_mode(0o0)).unwrap();
         }
         remove(&tree).unwrap();
         assert!(!tree.exists());
