@@ -27,6 +27,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// A service manager starts the next agent as soon as the last one has been killed, which may be a moment too early.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -121,18 +123,22 @@ pub fn run(args: Args, root: &Path, runtime: &Path) -> Result<ExitCode, Error> {
     agent.run()
 }
 
-/// Events go to standard error, one line each, with their fields; `WHERRY_LOG` may be `error` .. `trace`.
+/// Events go to standard error, one line each, with their fields; `WHERRY_LOG` may be `error` .. `trace`. Only our own:
+/// what a library has to say comes as the cause of an error, once.
 fn start_log() {
     let level = std::env::var("WHERRY_LOG")
         .ok()
         .and_then(|level| level.parse().ok());
-    // A second call finds the first one's subscriber: the same.
-    let _ = tracing_subscriber::fmt()
+    let ours = filter_fn(|event| event.target().starts_with("wherry"));
+    let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
         .with_max_level(level.unwrap_or(tracing::Level::INFO))
-        .try_init();
+        .finish()
+        .with(ours);
+    // A second call finds the first one's subscriber: the same.
+    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// The agent's lock on its state directory, held until the process ends. One that is just being killed is waited for.

@@ -423,6 +423,10 @@ impl Cluster {
             }
             Purpose::LeaseRenew | Purpose::LeaseCreate => {
                 self.lease_missing = answer.status == 404;
+                if self.lease_missing {
+                    // A lease goes with its Node, or with the whole cluster: what else has gone?
+                    self.send_all_again();
+                }
                 if good {
                     self.lease_due = now.saturating_add(RENEW);
                 }

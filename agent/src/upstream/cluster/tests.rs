@@ -408,6 +408,19 @@ fn a_status_that_is_never_taken_is_sent_once() {
 }
 
 #[test]
+fn a_cluster_that_was_made_anew_is_told_everything() {
+    let mut talk = settled();
+    talk.now += SECOND * 10;
+    talk.step(RENEWAL, recorded("02-lease/01-get-404"));
+    talk.step(LEASE_POST, recorded("02-lease/02-create"));
+    talk.step(
+        NODE_STATUS_PATH,
+        recorded("01-node/01-get-own-node-before-create-404"),
+    );
+    talk.step(NODE, recorded("01-node/04-create"));
+}
+
+#[test]
 fn a_deleted_node_is_made_again() {
     let mut talk = settled();
     talk.now += SECOND * 300;
