@@ -194,7 +194,6 @@ impl Flow {
 impl Pipe {
     fn new() -> Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        if let Some(s) = std::env::var("PSZ").ok() { let _ = rustix::pipe::fcntl_setpipe_size(&write, s.parse().unwrap()); }
         Ok(Self { read, write })
     }
 
