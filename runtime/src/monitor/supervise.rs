@@ -335,6 +335,15 @@ impl Monitor {
                 }
             }
             (Kind::Start, Ok(())) => {
+                match self.start_forwarder() {
+                    // It has ended already.
+                    Ok(())
+                    | Err(forward::Error::Namespace {
+                        source: Errno::NOENT | Errno::SRCH,
+                        ..
+                    }) => {}
+                    Err(error) => return self.fail(1, error.to_string()),
+                }
                 self.phase = Phase::Running;
                 self.observed.status = Status::Running;
                 self.observed.started_at = Some(timestamp::now_text());
@@ -364,7 +373,14 @@ impl Monitor {
             return Err("the runtime did not send the container's terminal".to_owned());
         }
         self.close_console();
-        self.start_forwarder()?;
+        match self.start_forwarder() {
+            // A runtime may hide its waiting process even from us; the container's own program will not be hidden.
+            Err(forward::Error::Namespace {
+                source: Errno::ACCESS,
+                ..
+            }) => {}
+            result => result.map_err(|error| error.to_string())?,
+        }
         self.phase = Phase::Created;
         self.put();
         if self.settings.wait_attach {
@@ -471,21 +487,15 @@ impl Monitor {
 
     // The published ports.
 
-    fn start_forwarder(&mut self) -> Result<(), String> {
-        if self.listeners.is_empty() {
-            return Ok(());
+    /// Starts the forwarder, unless there is one or nothing to forward.
+    fn start_forwarder(&mut self) -> Result<(), forward::Error> {
+        if let (false, None, Some(init)) = (self.listeners.is_empty(), &self.forwarder, &self.init) {
+            let pid = forward::spawn(&self.listeners, &forward::Target::of(init.pid)?)?;
+            self.forwarder = Some(Forwarder {
+                pid,
+                since: Instant::now(),
+            });
         }
-        let init = self
-            .init
-            .as_ref()
-            .ok_or_else(|| "no process to forward to".to_owned())?;
-        let pid = forward::Target::of(init.pid)
-            .and_then(|target| forward::spawn(&self.listeners, &target))
-            .map_err(|error| error.to_string())?;
-        self.forwarder = Some(Forwarder {
-            pid,
-            since: Instant::now(),
-        });
         Ok(())
     }
 
@@ -494,7 +504,7 @@ impl Monitor {
         let again = if forwarder.since.elapsed() < FORWARDER_MIN_LIFE {
             Err("it ended at once".to_owned())
         } else {
-            self.start_forwarder()
+            self.start_forwarder().map_err(|error| error.to_string())
         };
         if let Err(reason) = again {
             self.listeners.clear();
