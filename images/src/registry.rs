@@ -176,6 +176,8 @@ pub struct Options {
     pub login: Option<Login>,
     /// docker's config.json; by default `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
     pub docker_config: Option<PathBuf>,
+    /// A file of TLS root certificates (PEM) in place of the system's; by default `$SSL_CERT_FILE`.
+    pub roots: Option<PathBuf>,
     /// How long a registry that has answered before is waited for without one new byte.
     pub patience: Duration,
     /// Set by another thread to make every call return [`Error::Cancelled`] within moments.
@@ -188,6 +190,7 @@ impl Default for Options {
             insecure: Vec::new(),
             login: None,
             docker_config: auth::docker_config_path(),
+            roots: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
             patience: PATIENCE,
             cancel: None,
         }
@@ -222,6 +225,8 @@ struct Host {
     reached: bool,
     /// TLS or not, once decided.
     secure: Option<bool>,
+    /// It was asked whether it wants TLS after all.
+    asked_for_tls: bool,
     /// The last bearer challenge, so that a token for another scope needs no 401 first.
     challenge: Option<auth::Challenge>,
     /// Tokens by scope, with the moment from which they are no longer used.

@@ -287,18 +287,17 @@ fn converse(connection: &mut Connection, api: &Api, local: bool) {
         };
         let mut body = connection.body(&mut head);
         let mut answer = api.answer(&head, &mut body, local);
-        let close = !body.finish() || head.close;
+        let rest = body.rest();
+        let close = head.close || rest.closes();
         tracing::debug!(
             method = head.method,
             path = head.path,
             status = answer.status,
             "answered"
         );
-        if connection
-            .answer(&mut answer, head.method == "HEAD", close)
-            .is_err()
-            || close
-        {
+        let sent = connection.answer(&mut answer, head.method == "HEAD", close);
+        // What is still on its way is read away even when the end is near: closing on it would take the answer along.
+        if sent.is_err() || !connection.drain(rest) || close {
             return;
         }
     }
@@ -320,3 +319,6 @@ fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests;

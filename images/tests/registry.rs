@@ -1,7 +1,11 @@
 //! Pull, push and serve against the real parts: Debian's docker-registry and skopeo, and links that cut.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
-#![allow(missing_docs, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test program"
+)]
 
 mod parts;
 
@@ -22,6 +26,14 @@ use wherry_images::{Digest, Reference};
 const TOKEN: &str = "letmein";
 
 const TESTS: &[(&str, fn())] = &[
+    (
+        "a_layer_that_leads_outside_leaves_nothing_behind",
+        a_layer_that_leads_outside_leaves_nothing_behind,
+    ),
+    (
+        "tls_registries_are_verified_or_called_insecure",
+        tls_registries_are_verified_or_called_insecure,
+    ),
     (
         "what_skopeo_pushed_to_docker_registry_is_pulled_byte_identical",
         what_skopeo_pushed_to_docker_registry_is_pulled_byte_identical,
@@ -600,4 +612,94 @@ fn what_is_not_there_is_said_in_one_line() {
     let message = client().get_manifest(&name).unwrap_err().to_string();
     assert_eq!(message, format!("registry {address}: connection refused"));
     assert!(begun.elapsed() < std::time::Duration::from_secs(4));
+}
+
+fn tls_registries_are_verified_or_called_insecure() {
+    let tls = "  tls: {certificate: FOLDER/cert.pem, key: FOLDER/key.pem}\n";
+    let (registry, sample) = (DockerRegistry::start_with(tls), small_sample());
+    let name = reference(registry.address, "iris:v1");
+    skopeo(&[
+        "copy",
+        "--dest-tls-verify=false",
+        &sample.place(),
+        &format!("docker://{name}"),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody vouches for the certificate: named, and nothing is fetched.
+    let refused = client().get_manifest(&name).unwrap_err();
+    assert!(matches!(refused, registry::Error::Tls { .. }), "{refused}");
+    assert!(
+        refused.to_string().contains("certificate does not verify"),
+        "{refused}"
+    );
+    let trusting = Options {
+        docker_config: None,
+        roots: Some(parts::certificate()),
+        ..Options::default()
+    };
+    let insecure = Options {
+        docker_config: None,
+        insecure: vec![registry.address.to_string()],
+        ..Options::default()
+    };
+    for (at, options) in [trusting, insecure].into_iter().enumerate() {
+        let store = store(&folder.path().join(at.to_string()));
+        let client = Client::new(options);
+        let pulled = pull(&store, &client, &name, &keep(), &mut |_| {}).unwrap();
+        assert_whole(&store, &name, &sample);
+        assert!(pulled.wire > pulled.needed, "TLS is counted");
+        let image = store.resolve(&name.to_string()).unwrap();
+        push(
+            &store,
+            &client,
+            &image,
+            &reference(registry.address, "again:v1"),
+            &mut |_| {},
+        )
+        .unwrap();
+    }
+    // A registry called insecure that has no TLS is spoken to without.
+    let plain = DockerRegistry::start();
+    let options = Options {
+        docker_config: None,
+        insecure: vec![plain.address.to_string()],
+        ..Options::default()
+    };
+    let missing = Client::new(options)
+        .head_manifest(&reference(plain.address, "x:v1"))
+        .unwrap();
+    assert!(missing.is_none());
+}
+
+fn a_layer_that_leads_outside_leaves_nothing_behind() {
+    let registry = DockerRegistry::start();
+    let sample = Sample::new(&[&[("a", b"good")], &[("../../evil", b"bad")]]);
+    let name = reference(registry.address, "evil:v1");
+    skopeo(&[
+        "copy",
+        "--dest-tls-verify=false",
+        &sample.place(),
+        &format!("docker://{name}"),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder.path().join("state"));
+    for options in [PullOptions::default(), keep()] {
+        let error = pull(&store, &client(), &name, &options, &mut |_| {}).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("evil") && !said.contains('\n'), "{said}");
+        assert_eq!(error.class(), wherry_images::Class::Permanent);
+        assert!(store.tags().unwrap().is_empty());
+        assert!(!store.has_blob(&sample.blobs[1]) && store.layers().unwrap().len() == 1);
+        assert_eq!(
+            std::fs::read_dir(store.root().join("partial")).unwrap().count(),
+            0
+        );
+        let names = std::fs::read_dir(store.root().join("layers")).unwrap();
+        assert!(
+            names
+                .map(|n| n.unwrap().file_name())
+                .all(|n| !n.to_string_lossy().starts_with('.'))
+        );
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

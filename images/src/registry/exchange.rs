@@ -240,9 +240,25 @@ pub(crate) fn body_fault(error: std::io::Error) -> Failure {
     }
 }
 
+/// The certificate's fault, if that is what ended a handshake: trying again changes nothing.
+fn certificate_fault(error: &ureq::Error) -> Option<&rustls::CertificateError> {
+    let tls = match error {
+        ureq::Error::Rustls(tls) => tls,
+        ureq::Error::Io(e) => e.get_ref()?.downcast_ref::<rustls::Error>()?,
+        _ => return None,
+    };
+    match tls {
+        rustls::Error::InvalidCertificate(why) => Some(why),
+        _ => None,
+    }
+}
+
 fn fault(error: &ureq::Error) -> Failure {
     use std::io::ErrorKind;
     let (fault, reason) = match error {
+        ureq::Error::Io(e) if e.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
+            (Fault::Foreign, format!("does not speak TLS as expected: {e}"))
+        }
         ureq::Error::Io(e) => match e.kind() {
             ErrorKind::ConnectionRefused => (Fault::Absent, "connection refused".to_owned()),
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
@@ -278,6 +294,10 @@ impl Client {
                 response,
                 url: url.clone(),
             };
+            if exchange.status() == 400 && !url.secure && home && self.wants_tls(request.reference)? {
+                let reason = "it speaks TLS".to_owned();
+                return Err(Failure::Retry(Fault::Cut, reason));
+            }
             match exchange.status() {
                 // A token may end in the middle, and some registries say 403 then.
                 status @ (401 | 403) if home && !renewed && (status == 401 || sent_one) => {
@@ -367,13 +387,11 @@ impl Client {
                 self.host(request.reference.api_host(), |host| host.reached = true);
                 Ok(response)
             }
-            Err(ureq::Error::Rustls(e @ rustls::Error::InvalidCertificate(_))) => {
+            Err(e) if certificate_fault(&e).is_some() => {
                 let host = url.authority.clone();
-                Err(Error::Tls {
-                    host,
-                    reason: format!("its certificate does not verify: {e}"),
-                }
-                .into())
+                let why = certificate_fault(&e).map(ToString::to_string).unwrap_or_default();
+                let reason = format!("its certificate does not verify: {why}");
+                Err(Error::Tls { host, reason }.into())
             }
             Err(e @ ureq::Error::LargeResponseHeader(..)) => Err(bad(e.to_string())),
             Err(e) => Err(fault(&e)),
@@ -389,7 +407,7 @@ impl Client {
         if let Some(agent) = cell.get() {
             return Ok(agent);
         }
-        let tls = tls::config(verify).map_err(|reason| {
+        let tls = tls::config(verify, self.options.roots.as_deref()).map_err(|reason| {
             Failure::from(Error::Tls {
                 host: reference.registry().to_owned(),
                 reason,
@@ -458,6 +476,26 @@ impl Client {
         };
         self.host(authority, |host| host.secure = Some(secure));
         Ok(secure)
+    }
+
+    /// Whether a registry that was spoken to in plain HTTP, as loopback is, says that it wants TLS. Asked once.
+    fn wants_tls(&self, reference: &Reference) -> Result<bool, Failure> {
+        let authority = reference.api_host();
+        if self.host(authority, |host| std::mem::replace(&mut host.asked_for_tls, true)) {
+            return Ok(false);
+        }
+        let url = Url::at(false, authority, "/v2/");
+        let probe = Request::new(reference, "the registry", Method::GET, url.clone());
+        let response = self.send(&probe, &url, None)?;
+        let text = Exchange { response, url }
+            .read(MAX_ERROR_BODY)?
+            .unwrap_or_default();
+        // Go's server, nginx and Apache all name it in their answer to plain HTTP.
+        let wants = String::from_utf8_lossy(&text).contains("HTTPS");
+        if wants {
+            self.host(authority, |host| host.secure = Some(true));
+        }
+        Ok(wants)
     }
 
     fn scope(request: &Request<'_>) -> String {

@@ -152,7 +152,7 @@ impl Client {
                 .writing(bytes, COMMIT_WAIT);
             let exchange = self.exchange(&request)?;
             match exchange.status() {
-                200 | 201 | 202 => {
+                200..=202 => {
                     let keeps = exchange.header(&OCI_SUBJECT).is_some();
                     let answered = exchange
                         .header(&DOCKER_CONTENT_DIGEST)

@@ -1,6 +1,6 @@
 //! Whom TLS trusts: the system's certificates, from the files every distribution keeps them in.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -16,8 +16,8 @@ const BUNDLES: [&str; 5] = [
 /// A bundle beyond this is not read. Mozilla's is about 230 KB.
 const MAX_BUNDLE: u64 = 8 * 1024 * 1024;
 
-/// TLS with the system's roots, or without verification where the registry was called insecure.
-pub(crate) fn config(verify: bool) -> Result<TlsConfig, String> {
+/// TLS with the roots `chosen` or the system's, or without verification where the registry was called insecure.
+pub(crate) fn config(verify: bool, chosen: Option<&Path>) -> Result<TlsConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
     if !verify {
@@ -26,17 +26,14 @@ pub(crate) fn config(verify: bool) -> Result<TlsConfig, String> {
             .disable_verification(true)
             .build());
     }
-    let roots = load(
-        std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
-        &BUNDLES.map(Path::new),
-    )?;
+    let roots = load(chosen, &BUNDLES.map(Path::new))?;
     Ok(builder.root_certs(RootCerts::Specific(Arc::new(roots))).build())
 }
 
 /// Loads the bundle `chosen`, else the first of `usual` that is there.
-fn load(chosen: Option<PathBuf>, usual: &[&Path]) -> Result<Vec<Certificate<'static>>, String> {
-    let path = match &chosen {
-        Some(path) => path.as_path(),
+fn load(chosen: Option<&Path>, usual: &[&Path]) -> Result<Vec<Certificate<'static>>, String> {
+    let path = match chosen {
+        Some(path) => path,
         None => usual.iter().copied().find(|path| path.exists()).ok_or_else(|| {
             format!(
                 "no TLS root certificates: none of {} is there; install ca-certificates or set SSL_CERT_FILE",
@@ -88,8 +85,8 @@ mod tests {
                 vec![nowhere.as_path()],
                 "install ca-certificates or set SSL_CERT_FILE",
             ),
-            (Some(nowhere.clone()), vec![], "none.pem: No such file"),
-            (Some(empty.clone()), vec![], "empty.pem: no certificate in it"),
+            (Some(nowhere.as_path()), vec![], "none.pem: No such file"),
+            (Some(empty.as_path()), vec![], "empty.pem: no certificate in it"),
             (
                 None,
                 vec![nowhere.as_path(), empty.as_path()],
@@ -103,6 +100,6 @@ mod tests {
 
     #[test]
     fn verification_off_needs_no_bundle() {
-        assert!(config(false).is_ok());
+        assert!(config(false, None).is_ok());
     }
 }

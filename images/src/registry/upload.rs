@@ -82,7 +82,9 @@ impl Client {
         let what = format!("blob {digest}");
         let mut retry = self.retry(reference);
         let mut upload: Option<Upload> = None;
-        let (mut chunk, mut restarts, mut best) = (LARGEST_CHUNK, 0, 0);
+        let (mut chunk, mut careful, mut restarts) = (LARGEST_CHUNK, false, 0);
+        // The farthest of this upload, and of all.
+        let (mut reached, mut farthest) = (0, 0);
         loop {
             self.check_cancelled()?;
             let begun = Instant::now();
@@ -91,7 +93,7 @@ impl Client {
                 url: u.url.clone(),
                 offset: u.offset,
             });
-            let step = self.upload_step(reference, &what, digest, size, source, state, chunk, restarts > 0);
+            let step = self.upload_step(reference, &what, digest, size, source, state, chunk, careful);
             let failure = match step {
                 Ok(None) => {
                     progress(size);
@@ -99,8 +101,8 @@ impl Client {
                 }
                 Ok(Some(Sent::Chunk(next))) => {
                     progress(next.offset);
-                    if next.offset > best {
-                        best = next.offset;
+                    if next.offset > reached {
+                        reached = next.offset;
                         retry.progressed();
                     }
                     upload = Some(next);
@@ -116,6 +118,14 @@ impl Client {
                     Some(known) => self.ask_upload(reference, &what, known)?,
                     None => None,
                 };
+                if let Some(known) = &upload
+                    && known.offset > reached
+                {
+                    // A chunk that was cut got part of the way.
+                    reached = known.offset;
+                    retry.progressed();
+                    progress(reached);
+                }
             }
             if upload.is_none() {
                 // The answer to the last PUT may have been what was lost.
@@ -123,9 +133,12 @@ impl Client {
                     progress(size);
                     return Ok(());
                 }
-                restarts += 1;
+                restarts = if reached > farthest { 0 } else { restarts + 1 };
+                farthest = farthest.max(reached);
+                reached = 0;
                 if restarts > MAX_RESTARTS {
-                    let reason = format!("loses the upload each time, at best after {best} of {size} bytes");
+                    let reason =
+                        format!("loses the upload each time, at best after {farthest} of {size} bytes");
                     return Err(Error::Protocol {
                         what,
                         host: reference.registry().to_owned(),
@@ -133,6 +146,7 @@ impl Client {
                     });
                 }
                 chunk = (chunk / 2).max(SMALLEST_CHUNK);
+                careful = true;
                 progress(0);
             }
         }
@@ -229,10 +243,11 @@ impl Client {
                     exchange.drain();
                     Ok(Some(Upload { url, offset }))
                 }
-                _ => {
+                404 => {
                     exchange.drain();
                     Ok(None)
                 }
+                _ => Err(exchange.refuse(self, reference, what)),
             }
         })
     }

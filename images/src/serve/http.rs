@@ -266,6 +266,28 @@ impl Connection {
         self.stream.flush()
     }
 
+    /// Reads the rest of a body away, once the answer is sent. False when the connection is of no more use.
+    pub(super) fn drain(&mut self, rest: Rest) -> bool {
+        if rest.waiting && rest.framing != Framing::Done {
+            return false;
+        }
+        let mut body = Body {
+            connection: self,
+            framing: rest.framing,
+            waiting: rest.waiting,
+            pace: Pace::new(),
+        };
+        let mut left = MAX_DRAIN;
+        let mut sink = [0; 4096];
+        loop {
+            match body.read(&mut sink) {
+                Ok(0) => return true,
+                Ok(n) if (n as u64) < left => left -= n as u64,
+                _ => return false,
+            }
+        }
+    }
+
     fn write_paced(&mut self, mut bytes: &[u8], pace: &mut Pace) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.stream.write(bytes) {
@@ -309,6 +331,25 @@ impl Pace {
     }
 }
 
+/// What is left of a body after its request was judged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rest {
+    framing: Framing,
+    waiting: bool,
+}
+
+impl Rest {
+    /// Whether the connection has to end with the answer: too much would have to be read first, or the peer waits to be told to
+    /// send and will be out of step.
+    pub(super) fn closes(self) -> bool {
+        match self.framing {
+            Framing::Done | Framing::Length(0) => false,
+            Framing::Length(left) => self.waiting || left > MAX_DRAIN,
+            Framing::Chunk { .. } => self.waiting,
+        }
+    }
+}
+
 /// A request's body, read piece by piece.
 pub(super) struct Body<'a> {
     connection: &'a mut Connection,
@@ -318,20 +359,11 @@ pub(super) struct Body<'a> {
 }
 
 impl Body<'_> {
-    /// Whether the connection can carry another request: reads the little that may be left. False when it is too much.
-    pub(super) fn finish(mut self) -> bool {
-        if self.waiting && self.framing != Framing::Done {
-            // The peer still waits to be told to send: it will not, and the connection is out of step.
-            return false;
-        }
-        let mut left = MAX_DRAIN;
-        let mut sink = [0; 4096];
-        loop {
-            match self.read(&mut sink) {
-                Ok(0) => return true,
-                Ok(n) if (n as u64) < left => left -= n as u64,
-                _ => return false,
-            }
+    /// What the peer may still send of a body that nobody wants any more.
+    pub(super) fn rest(self) -> Rest {
+        Rest {
+            framing: self.framing,
+            waiting: self.waiting,
         }
     }
 
@@ -630,16 +662,17 @@ mod tests {
             (Some("/b"), Some("1"), None)
         );
         assert_eq!(get.field("range"), Some("bytes=0-"));
-        assert!(!get.close && connection.body(&mut get).finish());
+        let rest = connection.body(&mut get).rest();
+        assert!(!get.close && !rest.closes() && connection.drain(rest));
         let mut put = connection.head().unwrap().unwrap();
         let mut body = connection.body(&mut put);
         assert_eq!(body.whole(5).unwrap().unwrap(), b"hello");
-        assert!(body.finish());
+        assert!(!body.rest().closes());
         let mut patch = connection.head().unwrap().unwrap();
         assert!(patch.close);
         let mut body = connection.body(&mut patch);
         assert_eq!(body.whole(100).unwrap().unwrap(), b"abcde");
-        assert!(body.finish());
+        assert!(!body.rest().closes());
         assert!(connection.head().unwrap().is_none());
         connection
             .answer(&mut Answer::new(200).bytes(b"x".to_vec()), false, true)

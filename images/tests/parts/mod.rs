@@ -53,6 +53,9 @@ impl DockerRegistry {
         );
         let file = folder.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
+        for name in ["cert.pem", "key.pem"] {
+            std::fs::copy(tls_file(name), folder.path().join(name)).unwrap();
+        }
         // user:pass, as htpasswd -B writes it.
         let login = "user:$2y$05$abcdefghijklmnopqrstuuZFBUbfXoM8LFiPx8LYlO/sXZB/Cwk3K\n";
         std::fs::write(folder.path().join("htpasswd"), login).unwrap();
@@ -78,6 +81,19 @@ impl Drop for DockerRegistry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The certificate of a registry at 127.0.0.1 and localhost, which nobody vouches for. Made, with its key, by
+/// `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=registry.test
+/// -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem`.
+pub(crate) fn certificate() -> PathBuf {
+    tls_file("cert.pem")
+}
+
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/parts/tls")
+        .join(name)
 }
 
 fn free_address() -> SocketAddr {
