@@ -10,7 +10,7 @@ use crate::digest::{DiffId, Digest};
 use crate::manifest::{Descriptor, Document};
 use crate::reference::Reference;
 use crate::registry::Client;
-use crate::store::{Input, Store};
+use crate::store::{Image, Input, Store};
 use crate::unpack::{Encoding, Limits};
 
 /// How many artifacts are looked into before what was found has to do. Each costs a request on a bad link.
@@ -107,14 +107,18 @@ pub fn list(
 fn sources(store: &Store) -> Result<BTreeMap<Digest, Vec<PathBuf>>, Error> {
     let mut sources = BTreeMap::new();
     for record in store.images()? {
-        let image = store.image(&record.digest)?;
-        let trees = image
-            .diff_ids
-            .iter()
-            .map(|diff_id| store.layer(diff_id))
-            .collect::<Result<Option<Vec<_>>, _>>()?;
-        if let Some(trees) = trees {
-            sources.insert(image.config_digest, trees);
+        let trees = |image: &Image| {
+            let trees = image.diff_ids.iter().map(|diff_id| store.layer(diff_id));
+            trees.collect::<Result<Option<Vec<_>>, _>>()
+        };
+        let found = store
+            .image(&record.digest)
+            .and_then(|image| Ok((image.config_digest, trees(&image)?)));
+        match found {
+            Ok((config, Some(trees))) => drop(sources.insert(config, trees)),
+            Ok((_, None)) => {}
+            // One damaged image is no reason to do without the others.
+            Err(error) => tracing::warn!(image = %record.digest, %error, "no source for a delta"),
         }
     }
     Ok(sources)

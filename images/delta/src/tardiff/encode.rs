@@ -17,12 +17,9 @@ use crate::similar::{self, Name};
 use crate::tar::{Entries, Entry};
 use crate::tree::{File, Tree};
 
-/// The longest old file that is aligned byte by byte: the suffix array takes four bytes for each of them. Longer files are compared by chunks.
+/// The longest file that is aligned byte by byte; longer ones are compared by chunks. Aligning takes five bytes for each byte of the old file (a
+/// suffix array and itself) and one for each of the new, so that encoding stays below 1.5 GB whatever the layers are.
 const MAX_ALIGNED: u64 = 192 << 20;
-
-/// The most memory that encoding takes, in bytes, for files of any size: an old file at [`MAX_ALIGNED`], its suffix array, a new file of
-/// that size, the compressor, and the chunk index of a layer of 8 GB.
-pub const MEMORY_LIMIT: u64 = 6 * MAX_ALIGNED + (128 << 20) + (192 << 20);
 
 /// zstd's level. 19 is the highest whose window is [`WINDOW_LOG_MAX`].
 const LEVEL: i32 = 19;
@@ -31,7 +28,7 @@ const LEVEL: i32 = 19;
 /// smallest patches of a Rust binary and of 60 Debian packages, 2 to 4 % smaller than 32 bytes.
 const MIN_COPY: usize = 1 << 10;
 
-/// The longest DATA operation.
+/// The longest DATA and ADD_DATA operation. Other decoders hold an ADD_DATA in memory and refuse more than 100 MiB.
 const MAX_DATA: usize = 1 << 20;
 
 /// The most bytes of operations that are held back: a window's worth.
@@ -448,7 +445,8 @@ impl<W: Write> Operations<W> {
                 at += equal;
                 continue;
             }
-            let end = at + unlike(&old[at..], &new[at..]);
+            let most = new.len().min(at + MAX_DATA);
+            let end = at + unlike(&old[at..most], &new[at..most]);
             self.seek(file, (offset + at) as u64)?;
             self.flush_copy()?;
             self.operation(code::ADD_DATA, (end - at) as u64)?;
@@ -528,4 +526,75 @@ fn unlike(old: &[u8], new: &[u8]) -> usize {
         }
     }
     new.len() - run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes and sizes of the operations.
+    fn listed(mut bytes: &[u8]) -> Vec<(u8, usize)> {
+        let mut list = Vec::new();
+        while let [operation, rest @ ..] = bytes {
+            let length = rest.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+            let size = rest[..length]
+                .iter()
+                .rev()
+                .fold(0, |size, byte| size << 7 | usize::from(byte & 0x7f));
+            let payload = if matches!(*operation, code::COPY | code::SEEK) {
+                0
+            } else {
+                size
+            };
+            list.push((*operation, size));
+            bytes = &rest[length + payload..];
+        }
+        list
+    }
+
+    #[test]
+    fn operations_are_joined_and_split() {
+        let file = File {
+            path: "a".into(),
+            layer: 0,
+            offset: 0,
+            size: 4 << 20,
+        };
+        let old = vec![0; 4 << 20];
+        let mut new = vec![1; 4 << 20];
+        // Two runs of equal bytes: one worth a COPY, one not.
+        new[..2000].fill(0);
+        new[(3 << 20) + 10..(3 << 20) + 500].fill(0);
+        let mut operations = Operations::new(Vec::new());
+        operations.copy(&file, 0, 1000).unwrap();
+        operations.copy(&file, 1000, 1000).unwrap();
+        operations.like(&file, 0, &old, &new).unwrap();
+        operations.data(b"ab").unwrap();
+        operations.data(b"cd").unwrap();
+        operations.data(&vec![0; 1 << 20]).unwrap();
+        operations.copy(&file, 7, 1).unwrap();
+        operations.copy(&file, 9, 1).unwrap();
+        let (bytes, encoded) = operations.finish().unwrap();
+        let adds = (4 << 20) - 2000 - 3 * (1 << 20);
+        assert_eq!(
+            listed(&bytes),
+            [
+                (code::OPEN, 1),
+                (code::COPY, 2000),
+                (code::SEEK, 0),
+                (code::COPY, 2000),
+                (code::ADD_DATA, 1 << 20),
+                (code::ADD_DATA, 1 << 20),
+                (code::ADD_DATA, 1 << 20),
+                (code::ADD_DATA, adds),
+                (code::DATA, 1 << 20),
+                (code::DATA, 4),
+                (code::SEEK, 7),
+                (code::COPY, 1),
+                (code::SEEK, 9),
+                (code::COPY, 1),
+            ]
+        );
+        assert_eq!(encoded.output, 2000 + (4 << 20) + 4 + (1 << 20) + 2);
+    }
 }
