@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use wherry::container::{
     Containers, Error, Id, Mount, Network, Observed, Owner, Port, Spec, Status, Timestamp,
 };
-use wherry_images::{Digest, Image, Store};
+use wherry_images::{Digest, Image, Platform, Store};
 
 /// A container's directory as version 1 left it. `WHERRY_GOLDEN=write cargo test -p wherry` makes `desired` anew.
 const GOLDEN: &str = "tests/golden/container-v1";
@@ -24,9 +24,11 @@ fn open(root: &Path) -> Containers {
 }
 
 fn spec(name: &str) -> Spec {
+    let host = Platform::host();
     let config = serde_json::json!({
-        "architecture": "amd64",
+        "architecture": host.architecture,
         "os": "linux",
+        "variant": host.variant,
         "config": { "Cmd": ["/iris", "--port", "5000"], "Env": ["MODEL=a"], "WorkingDir": "/srv", "User": "33" },
         "rootfs": { "type": "layers", "diff_ids": [] },
     });

@@ -298,14 +298,15 @@ impl Show {
         } else {
             "Downloaded newer image for"
         };
-        self.say(&format!(
-            "Digest: {}\nFetched: {} of {} that a full pull needs, {} on the wire\nStatus: {status} {}\n{name}\n",
-            pulled.digest,
-            ago::size(pulled.needed),
-            ago::size(pulled.full),
-            ago::size(pulled.wire),
-            name.familiar(),
-        ));
+        self.say(&format!("Digest: {}\n", pulled.digest));
+        // An image out of a layout crosses no link.
+        if pulled.wire > 0 {
+            let [needed, full, wire] = [pulled.needed, pulled.full, pulled.wire].map(ago::size);
+            self.say(&format!(
+                "Fetched: {needed} of {full} that a full pull needs, {wire} on the wire\n"
+            ));
+        }
+        self.say(&format!("Status: {status} {}\n{name}\n", name.familiar()));
     }
 }
 

@@ -1,11 +1,12 @@
 //! `wherry run`.
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use argh::{ArgsInfo, FromArgs};
 use wherry_images::pull::{PullOptions, Source};
-use wherry_images::{Image, Reference, Store};
+use wherry_images::{Image, Platform, Reference, Store};
 
 use super::attach::{self, Ours};
 use super::failure::{Failure, print};
@@ -81,7 +82,7 @@ pub struct Args {
     /// a label: NAME[=VALUE]
     #[argh(option, short = 'l', arg_name = "label")]
     pub label: Vec<String>,
-    /// make the root file system read-only
+    /// make the root file system read-only, and the image's volumes empty directories
     #[argh(switch)]
     pub read_only: bool,
     /// a capability more, or ALL
@@ -114,11 +115,6 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
-    if args.detach && args.rm && args.interactive {
-        return Err(Failure::new(
-            "run: -d with -i leaves nobody at the other end; leave one of them out",
-        ));
-    }
     if args.tty && args.interactive && !args.detach && !terminal::is_stdin() {
         return Err(Failure::new(
             "run -t: standard input is not a terminal; leave -t out",
@@ -126,6 +122,15 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     }
     let containers = place.containers()?;
     let image = find_image(containers.store(), &args)?;
+    let (host, platform) = (Platform::host(), image.config.platform());
+    if !host.runs(&platform) {
+        // As with docker only a warning: an emulator may be registered, or the image may call itself wrongly.
+        let _ = writeln!(
+            std::io::stderr(),
+            "wherry: warning: {} is for {platform}, this board is {host}",
+            args.image
+        );
+    }
     let spec = spec(&args, &image)?;
     if args.detach {
         let container = containers.create(&spec)?;

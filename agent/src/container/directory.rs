@@ -113,14 +113,6 @@ impl Directory {
         }
     }
 
-    /// Waits until no monitor holds `monitor.lock`. The caller holds the container's lock and has seen the end.
-    pub(crate) fn await_monitor_exit(&self) -> Result<(), Error> {
-        match self.try_flock("monitor.lock", FlockOperation::LockShared) {
-            Ok(_) | Err(Error::Gone { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     fn try_flock(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>, Error> {
         let path = self.join(name);
         let gone = || Error::Gone {

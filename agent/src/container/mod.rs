@@ -47,6 +47,8 @@ const NAME_ATTEMPTS: u32 = 20;
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the monitor may take to record an end that made the runtime refuse a signal.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a monitor may take to put everything away after its container's end.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why an operation on a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,16 @@ pub enum Error {
     /// It did not end although it was killed.
     #[error("container {name} did not end within {seconds} s of SIGKILL")]
     Unkillable {
+        /// Its name.
+        name: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Its monitor does not come to an end.
+    #[error(
+        "container {name} has ended, its monitor has not within {seconds} s; see what the runtime waits for"
+    )]
+    Unsettled {
         /// Its name.
         name: String,
         /// How long was waited.
@@ -157,9 +169,11 @@ impl Error {
     /// What the failure means for whoever may try again.
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy { .. } | Self::Unkillable { .. } | Self::Runtime { .. } | Self::Io { .. } => {
-                Class::Transient
-            }
+            Self::Busy { .. }
+            | Self::Unkillable { .. }
+            | Self::Unsettled { .. }
+            | Self::Runtime { .. }
+            | Self::Io { .. } => Class::Transient,
             Self::Damaged { .. } => Class::Corrupt,
             Self::Store(error) => error.class(),
             _ => Class::Permanent,
@@ -268,8 +282,9 @@ impl Containers {
         if !spec.hostname.is_empty() {
             check_hostname(&spec.hostname)?;
         }
-        let _names = directory::lock_file(&self.root.join(".lock"))?;
-        self.sweep_making()?;
+        let names_lock = directory::lock_file(&self.root.join(".lock"))?;
+        // What cannot be removed is in nobody's way.
+        let _ = self.sweep_locked(&names_lock);
         let listing = self.read_all()?;
         let holder = |name: &str| listing.containers.iter().find(|other| other.spec.name == name);
         if spec.name.is_empty() {
@@ -336,7 +351,7 @@ impl Containers {
         if container.observed.claims_life() {
             return Ok(Started::Already);
         }
-        dir.await_monitor_exit()?;
+        self.settle(&dir, &container)?;
         let image = self.image(&container.spec)?;
         launch::start(self, &container, &image, attach)?;
         Ok(Started::Now)
@@ -435,12 +450,24 @@ impl Containers {
             }
             self.end_now(&container, &Exit::of_monitor(&dir, &container.observed)?)?;
         }
+        self.settle(&dir, &container)?;
         self.discard(id, &dir, &lock)
+    }
+
+    /// Waits until the monitor of a container that has ended has put everything away. The container's lock is held.
+    fn settle(&self, dir: &Directory, container: &Container) -> Result<(), Error> {
+        let exit = Exit::of_monitor(dir, &container.observed)?;
+        if exit.wait(Instant::now().checked_add(SETTLE_PATIENCE))? {
+            return Ok(());
+        }
+        Err(Error::Unsettled {
+            name: container.spec.name.clone(),
+            seconds: SETTLE_PATIENCE.as_secs(),
+        })
     }
 
     /// Renames away what does not run, so that it is gone at once for everyone, and then deletes it.
     fn discard(&self, id: &Id, dir: &Directory, _lock: &Lock) -> Result<(), Error> {
-        dir.await_monitor_exit()?;
         let removing = self.root.join(format!(".removing-{id}"));
         std::fs::rename(dir.path(), &removing).map_err(|error| Error::io("remove", dir.path(), error))?;
         directory::sync_directory(&self.root)?;
@@ -491,22 +518,15 @@ impl Containers {
 
     /// Finishes what a dead process began: half-made and half-removed directories. Cheap when there are none.
     pub fn sweep(&self) -> Result<(), Error> {
-        {
-            let _names = directory::lock_file(&self.root.join(".lock"))?;
-            self.sweep_making()?;
-        }
-        for name in self.entries()? {
-            if name.starts_with(".removing-") {
-                tree::remove(&self.root.join(name))?;
-            }
-        }
-        Ok(())
+        let names = directory::lock_file(&self.root.join(".lock"))?;
+        self.sweep_locked(&names)
     }
 
-    /// Whoever makes a container holds the lock on names, so what is half-made while we hold it was left behind.
-    fn sweep_making(&self) -> Result<(), Error> {
+    /// Whoever makes a container holds the lock on names, so what is half-made while we hold it was left behind. What is
+    /// being removed may as well be removed by two.
+    fn sweep_locked(&self, _names: &Lock) -> Result<(), Error> {
         for name in self.entries()? {
-            if name.starts_with(".making-") {
+            if name.starts_with(".making-") || name.starts_with(".removing-") {
                 tree::remove(&self.root.join(name))?;
             }
         }

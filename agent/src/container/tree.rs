@@ -66,8 +66,11 @@ impl Walk<'_> {
         if depth == DEPTH_MAX {
             let inode = rustix::fs::fstat(&dir)?.st_ino;
             let moved = CString::new(format!(".removing-deep-{inode:x}")).map_err(|_| Errno::INVAL)?;
-            rustix::fs::renameat(parent, name, self.top, moved.as_c_str())?;
-            self.moved.push(moved);
+            match rustix::fs::renameat(parent, name, self.top, moved.as_c_str()) {
+                Ok(()) => self.moved.push(moved),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
             return Ok(());
         }
         for entry in Dir::read_from(&dir)? {
@@ -96,7 +99,11 @@ fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Opt
     if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
         // A path descriptor needs no permission and pins the directory, so that no link can take its place.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let pinned = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let pinned = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+            Ok(pinned) => pinned,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pinned));
         rustix::fs::chmod(link, Mode::RWXU)?;
     }
