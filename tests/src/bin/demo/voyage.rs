@@ -305,6 +305,9 @@ fn ready_node(cluster: &Double) -> Option<()> {
 
 /// What went wrong, with the end of the agent's log.
 fn explain(error: &Error, agent: &Process) -> Error {
+    if wherry_tests::kernel::interrupted() {
+        return Error::other("interrupted");
+    }
     let log = agent.log();
     let lines: Vec<&str> = log.lines().collect();
     Error::other(format!(
