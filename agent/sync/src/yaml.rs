@@ -84,7 +84,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Node>, Problem> {
             max_merge_keys: 100,
         },
         duplicate_keys: DuplicateKeyPolicy::Error,
-        alias_limits: serde_saphyr::options::AliasLimits::default(),
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000 },
         with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| Problem {
@@ -261,6 +261,8 @@ mod tests {
                 alias.trim_end_matches(',')
             ));
         }
+        // Two hundred aliases of one long list stay below every limit but that on what aliases replay.
+        let long = format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(9_000), "*a,".repeat(150));
         let deep = "[".repeat(10_000);
         let block = (0..200)
             .map(|depth| format!("{}a:\n", " ".repeat(depth)))
@@ -269,6 +271,7 @@ mod tests {
         let big = " ".repeat(MAX_BYTES + 1);
         for (name, text) in [
             ("bomb", &bomb),
+            ("long", &long),
             ("deep", &deep),
             ("block", &block),
             ("docs", &documents),
