@@ -1,8 +1,9 @@
 //! The store as a registry: an OCI distribution endpoint for one board, one shop floor, one test.
 //!
 //! Blocking, a thread for each connection up to a cap. Reading is open to whoever reaches the address; writing needs the token
-//! (Bearer, or Basic with it as the password) or the Unix socket, which only the same user can open. A repository `iris` here is
-//! `localhost/iris` in the store: what is pushed is listed by `images` and can be run, what is tagged `localhost/...` is served.
+//! (Bearer, or Basic with it as the password) or the Unix socket, which only the same user can open. What is pushed as `iris:v1`
+//! is `localhost/iris:v1` in the store, listed by `images` and run by that name; every other image of the store is served under its
+//! name without the registry, unless something of that name was pushed. Only layers whose blobs were kept can be fetched.
 //!
 //! ```text
 //!   accept -> Connection (http.rs) -> Route (route.rs) -> Access (access.rs) -> Api (api.rs) -> Store

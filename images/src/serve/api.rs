@@ -13,7 +13,7 @@ use super::uploads::{Claim, Session, Uploads};
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Document, MAX_DOCUMENT, OCI_EMPTY, OCI_INDEX};
 use crate::reference::Reference;
-use crate::store::{self, Store};
+use crate::store::{self, Record, Store};
 
 /// Entries of a list answered at once.
 const MAX_LIST: usize = 1000;
@@ -143,19 +143,25 @@ impl Api {
         }
     }
 
-    /// The served tags, sorted: those of the registry [`HOME`].
-    fn served(&self) -> Result<Vec<Reference>, store::Error> {
-        let records = self.store.tags()?;
-        Ok(records
-            .into_iter()
-            .map(|r| r.reference)
-            .filter(|r| r.registry() == HOME && r.tag().is_some())
-            .collect())
+    /// Every name that has a tag in the store, as (repository, tag, record): of one that several registries use the same way, the
+    /// one that [`HOME`] has comes first.
+    fn served(&self) -> Result<Vec<(String, String, Record)>, store::Error> {
+        let records = self.store.tags()?.into_iter();
+        let named = records.filter_map(|record| {
+            let tag = record.reference.tag()?.to_owned();
+            Some((served_name(&record.reference), tag, record))
+        });
+        let mut served: Vec<_> = named.collect();
+        served.sort_by_cached_key(|(name, tag, record)| {
+            let registry = record.reference.registry();
+            (name.clone(), tag.clone(), registry != HOME, registry.to_owned())
+        });
+        served.dedup_by(|b, a| (&a.0, &a.1) == (&b.0, &b.1));
+        Ok(served)
     }
 
     fn catalog(&self, head: &Head) -> Result<Answer, store::Error> {
-        let mut names: Vec<String> = self.served()?.iter().map(|r| r.repository().to_owned()).collect();
-        names.sort();
+        let mut names: Vec<String> = self.served()?.into_iter().map(|(name, ..)| name).collect();
         names.dedup();
         let (page, next) = page(head, names);
         let answer = Answer::new(200).json(&serde_json::json!({"repositories": page}));
@@ -166,12 +172,9 @@ impl Api {
     }
 
     fn tag_list(&self, head: &Head, name: &Reference) -> Result<Answer, store::Error> {
-        let mut tags: Vec<String> = self
-            .served()?
-            .iter()
-            .filter(|r| r.repository() == name.repository())
-            .filter_map(|r| r.tag().map(str::to_owned))
-            .collect();
+        let wanted = name.repository();
+        let served = self.served()?.into_iter().filter(|(name, ..)| name == wanted);
+        let tags: Vec<String> = served.map(|(_, tag, _)| tag).collect();
         if tags.is_empty() {
             return Ok(error(
                 404,
@@ -179,7 +182,6 @@ impl Api {
                 format!("no repository {}", name.repository()),
             ));
         }
-        tags.sort();
         let (page, next) = page(head, tags);
         let answer = Answer::new(200).json(&serde_json::json!({"name": name.repository(), "tags": page}));
         Ok(match next {
@@ -204,10 +206,17 @@ impl Api {
         let Ok(reference) = name.with_tag(tag) else {
             return Ok(None);
         };
-        Ok(self
-            .store
-            .tagged(&reference)?
-            .map(|record| (record.target.digest, Some(record.target.media_type))))
+        let found = match self.store.tagged(&reference)? {
+            Some(record) => Some(record),
+            // Not pushed here: an image that was pulled or tagged under another registry's name.
+            None => {
+                let mut served = self.served()?.into_iter();
+                served
+                    .find(|(served, has, _)| served == name.repository() && has == tag)
+                    .map(|(.., record)| record)
+            }
+        };
+        Ok(found.map(|record| (record.target.digest, Some(record.target.media_type))))
     }
 
     fn manifest(&self, head: &Head, name: &Reference, target: &Target) -> Result<Answer, store::Error> {
@@ -248,7 +257,10 @@ impl Api {
 
     fn blob(&self, head: &Head, digest: &Digest) -> Result<Answer, store::Error> {
         let Some(mut file) = self.store.blob(digest)? else {
-            return Ok(error(404, "BLOB_UNKNOWN", format!("no blob {digest}")));
+            let message = format!(
+                "no blob {digest}: it was not pushed here, or its image was pulled without --keep-blobs"
+            );
+            return Ok(error(404, "BLOB_UNKNOWN", message));
         };
         let size = length(&file);
         let etag = format!("\"{digest}\"");
@@ -355,7 +367,7 @@ impl Api {
                 return Ok(error(400, "TAG_INVALID", "not a tag"));
             };
             let _lock = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = self.store.tagged(&reference)?.map(|record| record.target.digest);
+            let now = self.find(name, target)?.map(|(digest, _)| digest);
             let refused = match (head.field("if-match"), head.field("if-none-match")) {
                 (Some(etag), _) => !now.is_some_and(|now| names_etag(Some(etag), &now)),
                 (None, Some("*")) => now.is_some(),
@@ -511,6 +523,15 @@ fn receive(body: &mut Body<'_>, session: &mut Session<'_>) -> Result<Received, s
             return Ok(Received::TooLong);
         }
         session.append(&buffer[..got])?;
+    }
+}
+
+/// The repository under which a name of the store is served: its path, without what `docker.io` adds to short names.
+fn served_name(reference: &Reference) -> String {
+    let repository = reference.repository();
+    match repository.strip_prefix("library/") {
+        Some(short) if reference.registry() == "docker.io" => short.to_owned(),
+        _ => repository.to_owned(),
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) enum NoRoute {
     Tag,
 }
 
-/// The registry under which a served repository's tags stand in the store: `localhost/iris:v1`, as people name local images.
+/// The registry under which what is pushed here stands in the store: `localhost/iris:v1`, as people name local images.
 pub(super) const HOME: &str = "localhost";
 
 /// Reads a path.

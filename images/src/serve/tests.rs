@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{MAX_CONNECTIONS, Options, Server, Stopper};
 use crate::digest::Digest;
-use crate::manifest::{OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST};
+use crate::manifest::{Descriptor, OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::store::Store;
 
@@ -419,6 +419,31 @@ fn manifests_tags_and_lists() {
         other_digest
     );
     assert_eq!(served.store.tags().unwrap().len(), 2);
+
+    // What was pulled from elsewhere is served without its registry's name; what is pushed here comes before it.
+    let target = Descriptor::of(OCI_MANIFEST, &manifest);
+    for elsewhere in [
+        "reg.example:5000/lab/iris:v1",
+        "docker.io/library/nginx:v1",
+        "reg.example/a:v3",
+    ] {
+        served
+            .store
+            .set_tag(&Reference::parse(elsewhere).unwrap(), &target)
+            .unwrap();
+    }
+    for (name, wanted) in [
+        ("lab/iris/manifests/v1", digest),
+        ("nginx/manifests/v1", digest),
+        ("a/manifests/v3", other_digest),
+    ] {
+        let said = served.ask("GET", &format!("/v2/{name}"), "", b"");
+        assert_eq!(said.field("docker-content-digest"), wanted.to_string());
+    }
+    let names = served.ask("GET", "/v2/_catalog", "", b"").body;
+    assert_eq!(names, b"{\"repositories\":[\"a\",\"lab/iris\",\"nginx\"]}\n");
+    let tags = served.ask("GET", "/v2/a/tags/list", "", b"").body;
+    assert_eq!(tags, b"{\"name\":\"a\",\"tags\":[\"v1\",\"v3\"]}\n");
 
     let subject = serde_json::json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": manifest.len()});
     let artifact = served.manifest(
