@@ -1,6 +1,6 @@
 //! `wherry version`.
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
@@ -8,6 +8,7 @@ use wherry_images::Platform;
 
 use super::failure::{Failure, print};
 use super::place::{Place, find_runtime};
+use super::table::clean;
 
 /// print the versions of wherry, its runtime and the kernel, and the platform that images are chosen for
 #[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
@@ -21,14 +22,21 @@ pub struct Args {
 pub(super) fn run(args: &Args, _place: &Place) -> Result<ExitCode, Failure> {
     let as_json = super::images::is_json(&args.format)?;
     let version = env!("CARGO_PKG_VERSION");
-    let runtime = find_runtime().ok().and_then(|path| {
-        let output = Command::new(&path)
-            .arg("--version")
-            .output()
+    let runtime = find_runtime().ok().map(|path| {
+        let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
+        let output = output
             .ok()
-            .filter(|output| output.status.success())?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        Some((path, text.lines().next().unwrap_or_default().to_owned()))
+            .filter(|output| output.status.success())
+            .map(|output| output.stdout);
+        let text = output
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
+        let told = text
+            .lines()
+            .next()
+            .map(clean)
+            .unwrap_or_else(|| "tells no version".into());
+        (path, told)
     });
     let names = rustix::system::uname();
     let kernel = format!(
