@@ -15,14 +15,14 @@ const TOKEN_MAX: u64 = 4096;
 /// The shortest: writing is guarded by it alone.
 const TOKEN_MIN: usize = 16;
 
-/// be a registry for the images of this state directory that are named localhost/...
+/// be a registry for the images in the state directory
 #[derive(FromArgs, ArgsInfo, Debug, PartialEq)]
 #[argh(
     subcommand,
     name = "serve",
     example = "wherry serve",
     example = "wherry serve --listen 0.0.0.0:5000 --token-file ./token",
-    note = "What is named localhost/NAME here is NAME there: wherry tag makes it so. What is pushed there as NAME is localhost/NAME in wherry images. Layers are served from their blobs: pull with --keep-blobs.",
+    note = "An image is served under its name without the registry: docker.io/library/x as library/x. What is pushed as NAME is localhost/NAME in wherry images and goes before others of that name. Layers are served from their blobs: pull with --keep-blobs.",
     note = "Reading is open to whoever reaches the address. Writing needs the token, as a Bearer token or as the password of any account, or the Unix socket serve.sock in the state directory, which only you can open."
 )]
 pub struct Args {
