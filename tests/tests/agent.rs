@@ -1,7 +1,7 @@
 //! The agent keeps its promises when it is killed, when the board restarts with no network, and when a file is bad.
 
-use serde_json::Value;
-use std::io::Result;
+use serde_json::{Value, json};
+use std::io::{Error, Result};
 use std::path::PathBuf;
 use std::time::Duration;
 use wherry_tests::board::{BOX, Board};
@@ -171,5 +171,106 @@ fn a_workload_that_ends_is_started_again_and_the_cluster_hears_of_it() -> Result
         .flat_map(|request| request.warnings)
         .collect();
     assert!(warnings.is_empty(), "{warnings:?}");
+    Ok(())
+}
+
+#[test]
+fn what_the_cluster_has_already_is_taken_over() -> Result<()> {
+    let board = Board::with_box()?;
+    let cluster = Double::start("127.0.0.1:0", "admin-token", &[("edge1", "edge1-token")])?;
+    // Left by an earlier life of this board: a node, a lease long expired, and a mirror pod of another node object.
+    let old = "2020-01-01T00:00:00Z";
+    cluster.put(
+        "nodes",
+        json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "edge1", "uid": "old-node",
+            "creationTimestamp": old}, "spec": {}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}),
+    );
+    cluster.put(
+        "leases",
+        json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1", "metadata": {"name": "edge1",
+            "namespace": "kube-node-lease", "uid": "old-lease", "creationTimestamp": old},
+            "spec": {"holderIdentity": "edge1", "leaseDurationSeconds": 40, "renewTime": "2020-01-01T00:00:00.000000Z"}}),
+    );
+    cluster.put(
+        "pods",
+        json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "steady-edge1", "namespace": "default",
+            "uid": "old-pod", "creationTimestamp": old, "generation": 1,
+            "annotations": {"kubernetes.io/config.mirror": "0", "kubernetes.io/config.hash": "0"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "edge1", "uid": "older-node",
+                "controller": true}]},
+            "spec": {"nodeName": "edge1", "containers": [{"name": "main", "image": "localhost/other:1"}]},
+            "status": {"phase": "Running"}}),
+    );
+    let kubeconfig = board.stage.directory().join("kubeconfig");
+    board
+        .stage
+        .write(&kubeconfig, &cluster.kubeconfig(cluster.address(), "edge1-token"))?;
+    board
+        .stage
+        .write(&file(&board, "steady"), &pod("steady", "[/tracer, wait]"))?;
+    let kubeconfig = kubeconfig.to_string_lossy();
+    let agent = board.agent("agent", &["--kubeconfig", &kubeconfig, "--node-name", "edge1"])?;
+
+    let arrived = wait_for("node, lease and pod are this life's", PATIENCE, || {
+        let node = cluster.get("nodes", "", "edge1")?;
+        let ready = node["status"]["conditions"]
+            .as_array()?
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        let lease = cluster.get("leases", "kube-node-lease", "edge1")?;
+        let renewed = lease["spec"]["renewTime"].as_str()? > "2021";
+        let pod = cluster.get("pods", "default", "steady-edge1")?;
+        let running = pod["metadata"]["uid"] != "old-pod" && pod["status"]["phase"] == "Running";
+        (ready && renewed && running).then_some(pod)
+    });
+    let shown: Vec<_> = cluster
+        .served()
+        .iter()
+        .map(|one| format!("{} {} {}", one.status, one.method, one.path))
+        .collect();
+    let arrived =
+        arrived.map_err(|error| Error::other(format!("{error}\n{}\n{}", shown.join("\n"), agent.log())))?;
+    assert_eq!(
+        arrived["metadata"]["ownerReferences"][0]["uid"], "old-node",
+        "{arrived}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_cluster_that_knows_nobody_costs_a_request_now_and_then_and_no_workload() -> Result<()> {
+    let board = Board::with_box()?;
+    let cluster = Double::start("127.0.0.1:0", "admin-token", &[("edge1", "edge1-token")])?;
+    let kubeconfig = board.stage.directory().join("kubeconfig");
+    board
+        .stage
+        .write(&kubeconfig, &cluster.kubeconfig(cluster.address(), "wrong-token"))?;
+    board
+        .stage
+        .write(&file(&board, "steady"), &pod("steady", "[/tracer, wait]"))?;
+    let path = kubeconfig.to_string_lossy().into_owned();
+    let agent = board.agent("agent", &["--kubeconfig", &path, "--node-name", "edge1"])?;
+    let before = only(&board, "the pod runs")?;
+    wait_for("the cluster has refused", PATIENCE, || {
+        cluster
+            .served()
+            .iter()
+            .any(|request| request.status == 401)
+            .then_some(())
+    })?;
+    std::thread::sleep(Duration::from_secs(5));
+    let asked = cluster.served().len();
+    assert!(asked <= 20, "{asked} requests in a few seconds");
+    assert_eq!(only(&board, "the pod still runs")?, before);
+    let told = agent
+        .log()
+        .lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        .count();
+    assert!(
+        (1..=3).contains(&told),
+        "the refusal was told {told} times:\n{}",
+        agent.log()
+    );
     Ok(())
 }
