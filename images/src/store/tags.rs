@@ -172,12 +172,18 @@ impl Store {
         }
     }
 
-    /// The image that a person means: by name, by manifest digest, by image ID or the beginning of either.
+    /// The image that a person means: by name, by manifest digest, by image ID or the beginning of either. A short name
+    /// that is not here as docker.io's may be that of an image made here: `iris:v1` is `localhost/iris:v1` then.
     pub fn resolve(&self, text: &str) -> Result<Image, Error> {
         let no_image = || Error::NoImage(text.chars().take(100).collect());
         if let Ok(reference) = Reference::parse(text) {
-            if let Some(record) = self.tagged(&reference)? {
-                return self.image_of(&record)?.ok_or_else(no_image);
+            let made_here = (reference.registry() == "docker.io" && !text.starts_with("docker.io/"))
+                .then(|| Reference::parse(&format!("localhost/{text}")).ok())
+                .flatten();
+            for name in [Some(&reference), made_here.as_ref()].into_iter().flatten() {
+                if let Some(record) = self.tagged(name)? {
+                    return self.image_of(&record)?.ok_or_else(no_image);
+                }
             }
             if let Some(digest) = reference.digest().filter(|digest| self.has_blob(digest)) {
                 let target = Descriptor::new("", *digest, 0);

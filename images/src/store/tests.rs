@@ -456,6 +456,23 @@ fn an_id_that_could_mean_two_images_is_refused() {
 }
 
 #[test]
+fn a_short_name_may_be_that_of_an_image_made_here() {
+    let Home { store, .. } = &home();
+    let made = put_image(store, "made", false);
+    store.tag(&made, &"localhost/app:v1".parse().unwrap()).unwrap();
+    assert_eq!(store.resolve("app:v1").unwrap().digest, made.digest);
+    for elsewhere in ["docker.io/library/app:v1", "app:v2", "other.example/app:v1"] {
+        assert!(
+            matches!(store.resolve(elsewhere), Err(Error::NoImage(_))),
+            "{elsewhere}"
+        );
+    }
+    let fetched = put_image(store, "fetched", false);
+    store.tag(&fetched, &"app:v1".parse().unwrap()).unwrap();
+    assert_eq!(store.resolve("app:v1").unwrap().digest, fetched.digest);
+}
+
+#[test]
 fn an_index_means_this_boards_image() {
     let Home { store, .. } = &home();
     let image = put_image(store, "x", false);
