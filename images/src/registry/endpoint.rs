@@ -100,7 +100,13 @@ impl Url {
 
     /// Whether a secret meant for `other` may be sent here.
     pub(crate) fn same_origin(&self, other: &Url) -> bool {
-        self.secure == other.secure && self.authority == other.authority
+        self.secure == other.secure && self.host_and_port() == other.host_and_port()
+    }
+
+    /// The authority without a port that the scheme implies.
+    fn host_and_port(&self) -> &str {
+        let implied = if self.secure { ":443" } else { ":80" };
+        self.authority.strip_suffix(implied).unwrap_or(&self.authority)
     }
 
     fn scheme(&self) -> &'static str {
@@ -205,6 +211,8 @@ mod tests {
         assert!(url("https://a/x").same_origin(&url("https://A/y?z")));
         assert!(!url("https://a/x").same_origin(&url("http://a/x")));
         assert!(!url("https://a/x").same_origin(&url("https://a:8443/x")));
+        assert!(url("https://a/x").same_origin(&url("https://a:443/x")));
+        assert!(!url("http://a/x").same_origin(&url("http://a:443/x")));
         for (authority, wanted) in [
             ("localhost:5000", true),
             ("127.0.0.1", true),

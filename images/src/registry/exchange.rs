@@ -281,12 +281,14 @@ fn fault(error: &ureq::Error) -> Failure {
 impl Client {
     /// Sends `request`, logging in and following redirects as needed. Any status but those two is the caller's.
     pub(crate) fn exchange(&self, request: &Request<'_>) -> Result<Exchange, Failure> {
+        let own = self.origin(request.reference)?;
         let mut url = request.url.clone();
         let mut redirects = 0;
         let mut renewed = false;
         loop {
             self.check_cancelled()?;
-            let home = url.same_origin(&request.url);
+            // Not the request's own address: the registry chose where an upload or a list goes on.
+            let home = url.same_origin(&own);
             let authorization = if home { self.authorization(request)? } else { None };
             let sent_one = authorization.is_some();
             let response = self.send(request, &url, authorization)?;
@@ -478,6 +480,11 @@ impl Client {
         Ok(secure)
     }
 
+    /// The registry's own origin, the only one that its account is for.
+    fn origin(&self, reference: &Reference) -> Result<Url, Failure> {
+        Ok(Url::at(self.speaks_tls(reference)?, reference.api_host(), "/"))
+    }
+
     /// Whether a registry that was spoken to in plain HTTP, as loopback is, says that it wants TLS. Asked once.
     fn wants_tls(&self, reference: &Reference) -> Result<bool, Failure> {
         let authority = reference.api_host();
@@ -607,7 +614,13 @@ impl Client {
         let realm =
             Url::parse(realm).ok_or_else(|| bad("names a token service that is no address".to_owned()))?;
         let account = self.account(request.reference)?;
-        if !realm.secure && request.url.secure {
+        // An account crosses a wire in the clear only to hosts that were called insecure.
+        let own = self.origin(request.reference)?;
+        let in_the_clear = account == Account::None
+            || is_loopback(&realm.authority)
+            || realm.same_origin(&own)
+            || self.is_insecure(&realm.authority);
+        if !realm.secure && (own.secure || !in_the_clear) {
             return Err(bad(format!("names a token service without TLS, {realm}")));
         }
         let response = match &account {

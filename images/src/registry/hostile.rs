@@ -386,6 +386,61 @@ fn redirects_are_followed_without_the_login_and_not_for_ever() {
 }
 
 #[test]
+fn the_login_goes_to_no_address_that_a_registry_makes_up() {
+    let elsewhere = Fake::new(|_, request, stream| {
+        let answer = match request[0].split(' ').next() {
+            // A list that goes on, on the host that it was redirected to.
+            Some("get") if !request[0].contains("next") => ok(
+                "Link: </next>; rel=next\r\n",
+                br#"{"schemaVersion":2,"manifests":[]}"#,
+            ),
+            Some("get") => ok("", br#"{"schemaVersion":2,"manifests":[]}"#),
+            _ => b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+        };
+        let _ = stream.write_all(&answer);
+    });
+    let there = format!("http://{}/elsewhere", elsewhere.address);
+    let registry = Fake::new(move |_, request, stream| {
+        let known = field(request, "authorization").is_some();
+        let status = match request[0].split(' ').next() {
+            _ if !known => "401 Unauthorized\r\nWWW-Authenticate: Basic realm=x".to_owned(),
+            Some("head") => "404 Not Found".to_owned(),
+            Some("post") => format!("202 Accepted\r\nLocation: {there}"),
+            _ => format!("307 Temporary Redirect\r\nLocation: {there}"),
+        };
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let login = Login::Password {
+        user: "u".to_owned(),
+        secret: "p".to_owned(),
+    };
+    let client = Client::new(Options {
+        docker_config: None,
+        login: Some(login),
+        ..Options::default()
+    });
+    let bytes = b"a small blob";
+    let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+    client
+        .put_blob(
+            &registry.name(),
+            &digest,
+            size,
+            &mut std::io::Cursor::new(bytes),
+            &mut |_| {},
+        )
+        .unwrap();
+    client.list_referrers(&registry.name(), &digest, None).unwrap();
+    let seen = elsewhere.seen();
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(
+        seen.iter().all(|r| field(r, "authorization").is_none()),
+        "{seen:?}"
+    );
+}
+
+#[test]
 fn a_refusal_is_answered_once() {
     let loops = Fake::saying(
         "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n",

@@ -254,18 +254,18 @@ impl Client {
 }
 
 fn location(exchange: &Exchange, reference: &Reference, what: &str) -> Result<Url, Failure> {
-    exchange
+    let refuse = |reason: String| {
+        let (what, host) = (what.to_owned(), reference.registry().to_owned());
+        Failure::from(Error::Protocol { what, host, reason })
+    };
+    let next = exchange
         .header(&LOCATION)
         .and_then(|to| exchange.url.join(to))
-        .ok_or_else(|| {
-            let reason = "accepts an upload without saying where".to_owned();
-            Error::Protocol {
-                what: what.to_owned(),
-                host: reference.registry().to_owned(),
-                reason,
-            }
-            .into()
-        })
+        .ok_or_else(|| refuse("accepts an upload without saying where".to_owned()))?;
+    if exchange.url.secure && !next.secure {
+        return Err(refuse(format!("sends an upload from TLS to plain {next}")));
+    }
+    Ok(next)
 }
 
 /// How many bytes `Range: 0-LAST` says are there. `0-0` is what registries say of an empty upload.
