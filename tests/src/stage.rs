@@ -328,7 +328,7 @@ pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Says loudly that a test cannot run on this machine, so that the summary counts it. Returns for `return skip(..)`.
+/// Says loudly that a test cannot run on this machine, so that the summary counts it.
 pub fn skip(test: &str, lacking: &str) {
     eprintln!("SKIPPED: {test}: {lacking}");
     if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG")

@@ -10,7 +10,7 @@ use wherry_tests::board::{BOX, Board, refusal};
 use wherry_tests::http::{Answer, Response, Server};
 use wherry_tests::registry::Registry;
 use wherry_tests::sample::{Entry, Layout, Tree, digest_of, gzip, tar};
-use wherry_tests::stage::{free_port, wait_for};
+use wherry_tests::stage::{free_port, skip, wait_for};
 
 /// Every file below, by its path. What is compared is what a later command could find.
 fn files(root: &Path) -> BTreeSet<PathBuf> {
@@ -256,6 +256,18 @@ fn a_pod_file_with_an_unknown_field_is_named_with_its_line() -> Result<()> {
 #[test]
 fn a_full_disk_is_named_and_nothing_half_made_stays() -> Result<()> {
     let board = Board::new()?;
+    let probe = board
+        .stage
+        .command("unshare")
+        .args(["-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"])
+        .output()?;
+    if !probe.status.success() {
+        skip(
+            "a full disk",
+            "a tmpfs cannot be mounted in a user namespace here",
+        );
+        return Ok(());
+    }
     let samples = std::env::var_os("WHERRY_SAMPLE_DIR");
     let samples =
         samples.ok_or_else(|| Error::other("WHERRY_SAMPLE_DIR is not set: run this through `make test`"))?;

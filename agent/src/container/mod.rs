@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STATE/containers/.lock                 held while a container is made: names stay unique
+//! STATE/containers/.pods                 held while a pod's container is started: it runs once
 //! STATE/containers/<id>/desired          the owner's record, written once
 //! STATE/containers/<id>/lock             held by whoever changes this container
 //! STATE/containers/<id>/observed         the monitor's record
@@ -82,6 +83,16 @@ pub enum Error {
     /// A value of the spec is refused.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// Another container stands for the same container of the same pod.
+    #[error("container {name} stays as it is: {other} runs in its place in pod {pod}")]
+    Sibling {
+        /// Its name.
+        name: String,
+        /// The one that runs.
+        other: String,
+        /// Namespace and name of the pod.
+        pod: String,
+    },
     /// The operation needs a container that is stopped.
     #[error("container {name} is running; stop it first or use --force")]
     Running {
@@ -346,15 +357,42 @@ impl Containers {
     /// Starts a container that does not run.
     pub fn start(&self, id: &Id, attach: Attach) -> Result<Started, Error> {
         let dir = self.directory(id);
+        // Taken before the container's own lock, by starts alone, so nobody waits for it while holding another.
+        let _turn = match dir.desired()?.spec.owner {
+            Owner::Pod { .. } => Some(directory::lock_file(&self.root.join(".pods"))?),
+            Owner::Cli => None,
+        };
         let lock = dir.lock()?;
         let container = self.load_locked(&dir, &lock)?;
         if container.observed.claims_life() {
             return Ok(Started::Already);
         }
+        self.alone_in_pod(&container)?;
         self.settle(&dir, &container)?;
         let image = self.image(&container.spec)?;
         launch::start(self, &container, &image, attach)?;
         Ok(Started::Now)
+    }
+
+    /// A pod has one process for each of its containers, whichever attempt that is and whoever started it. A person may
+    /// start an attempt that has ended while the agent is about to start the next.
+    fn alone_in_pod(&self, container: &Container) -> Result<(), Error> {
+        let Some(place) = container.spec.owner.place() else {
+            return Ok(());
+        };
+        let in_place = |other: &&Container| {
+            other.id != container.id
+                && other.observed.claims_life()
+                && other.spec.owner.place() == Some(place)
+        };
+        match self.read_all()?.containers.iter().find(in_place) {
+            None => Ok(()),
+            Some(other) => Err(Error::Sibling {
+                name: container.spec.name.clone(),
+                other: other.spec.name.clone(),
+                pod: format!("{}/{}", place.0, place.1),
+            }),
+        }
     }
 
     fn image(&self, spec: &Spec) -> Result<Image, Error> {

@@ -137,6 +137,21 @@ pub enum Owner {
     },
 }
 
+impl Owner {
+    /// A pod's container by namespace, pod and container name: where one process stands at a time.
+    pub(super) fn place(&self) -> Option<(&str, &str, &str)> {
+        match self {
+            Self::Cli => None,
+            Self::Pod {
+                namespace,
+                name,
+                container,
+                ..
+            } => Some((namespace, name, container)),
+        }
+    }
+}
+
 /// Which network a container sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -463,9 +463,11 @@ impl Agent {
                 Ok(())
             }
             // Someone else was faster, or the board is in trouble: the next plan tells.
-            Err(error @ (container::Error::Gone { .. } | container::Error::Busy { .. })) => {
-                ended_anyway(Err(error))
-            }
+            Err(
+                error @ (container::Error::Gone { .. }
+                | container::Error::Busy { .. }
+                | container::Error::Sibling { .. }),
+            ) => ended_anyway(Err(error)),
             Err(error @ container::Error::Io { .. }) => Err(error),
             // The container itself cannot run (no such program, a taken port, a layer that is gone): that is an exit,
             // with the backoff of one.
