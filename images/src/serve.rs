@@ -34,7 +34,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::FlockOperation;
 
 use crate::Class;
-use crate::store::Store;
+use crate::store::{self, Store};
 use api::Api;
 use http::{Answer, Broken, Connection, Stream};
 
@@ -59,6 +59,9 @@ pub enum Error {
     /// Another server has the store.
     #[error("the store {0} is being served already")]
     Served(PathBuf),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// The system refuses.
     #[error("{what}: {source}")]
     System {
@@ -74,6 +77,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Served(_) => Class::Transient,
+            Error::Store(e) => e.class(),
             Error::Listen { .. } | Error::System { .. } => Class::Permanent,
         }
     }
@@ -162,7 +166,7 @@ impl Server {
         ] {
             result.map_err(system("set non-blocking"))?;
         }
-        let api = Arc::new(Api::new(store, options.token).map_err(system("referrers"))?);
+        let api = Arc::new(Api::new(store, options.token)?);
         Ok(Server {
             tcp,
             unix,

@@ -15,7 +15,7 @@
 //! and the power may go at any instant; what was half-made is invisible then, and is finished or swept away by the next
 //! one. Locks are `flock`s, which a dead process cannot hold. `STORE.md` beside this crate has every file's shape.
 
-mod durable;
+pub(crate) mod durable;
 mod error;
 mod format;
 mod layers;
@@ -258,7 +258,7 @@ impl Store {
     }
 }
 
-fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|e| Error::Broken {
         path: path.to_owned(),
         reason: e.to_string(),

@@ -48,7 +48,7 @@ fn store_error(e: &store::Error) -> Answer {
 }
 
 impl Api {
-    pub(super) fn new(store: Store, token: Option<String>) -> std::io::Result<Api> {
+    pub(super) fn new(store: Store, token: Option<String>) -> Result<Api, store::Error> {
         Ok(Api {
             uploads: Uploads::new(store.clone()),
             referrers: Referrers::open(&store)?,
@@ -292,13 +292,7 @@ impl Api {
     }
 
     fn list_referrers(&self, head: &Head, subject: &Digest) -> Result<Answer, store::Error> {
-        let mut found = match self.referrers.of(subject) {
-            Ok(found) => found,
-            Err(e) => {
-                tracing::error!(error = %e, %subject, "referrers");
-                return Ok(error(500, "UNKNOWN", "the registry's store failed"));
-            }
-        };
+        let mut found = self.referrers.of(subject)?;
         found.retain(|d| self.store.has_blob(&d.digest));
         let mut answer = Answer::new(200).field("Content-Type", OCI_INDEX);
         if let Some(wanted) = head.query("artifactType").filter(|t| !t.is_empty()) {
@@ -388,10 +382,7 @@ impl Api {
             )
             .field("Docker-Content-Digest", digest);
         if let Some(subject) = subject {
-            if let Err(e) = self.referrers.add(&subject.digest, entry(&document, &bytes)) {
-                tracing::error!(error = %e, subject = %subject.digest, "referrers");
-                return Ok(error(500, "UNKNOWN", "the registry's store failed"));
-            }
+            self.referrers.add(&subject.digest, entry(&document, &bytes))?;
             answer = answer.field("OCI-Subject", subject.digest);
         }
         Ok(answer)

@@ -2,15 +2,12 @@
 //!
 //! The file is a finding aid and no truth of its own: an entry whose manifest is gone is left out of an answer.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Document, Index, MAX_DOCUMENT, OCI_INDEX};
-use crate::store::Store;
+use crate::store::{self, Store, durable};
 
 /// All referrers of a server. One process writes them: the server holds the store's serving lock.
 pub(super) struct Referrers {
@@ -19,67 +16,50 @@ pub(super) struct Referrers {
 }
 
 impl Referrers {
-    pub(super) fn open(store: &Store) -> std::io::Result<Referrers> {
+    pub(super) fn open(store: &Store) -> Result<Referrers, store::Error> {
         let folder = store.root().join("referrers");
-        match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
+        durable::make_dir(&folder)?;
         Ok(Referrers {
             folder,
             lock: Mutex::default(),
         })
     }
 
-    fn path(&self, subject: &Digest) -> PathBuf {
-        self.folder.join(format!("{}.json", subject.hex()))
+    fn name(subject: &Digest) -> String {
+        format!("{}.json", subject.hex())
     }
 
     /// The manifests that refer to `subject`, in the order they came.
-    pub(super) fn of(&self, subject: &Digest) -> std::io::Result<Vec<Descriptor>> {
-        let file = match File::open(self.path(subject)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e),
+    pub(super) fn of(&self, subject: &Digest) -> Result<Vec<Descriptor>, store::Error> {
+        let path = self.folder.join(Self::name(subject));
+        let Some(bytes) = durable::read_bounded(&path, MAX_DOCUMENT)? else {
+            return Ok(Vec::new());
         };
-        let mut bytes = Vec::new();
-        file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
-        match Document::parse(&bytes, Some(OCI_INDEX)) {
-            Ok(Document::Index(index)) => Ok(index.manifests),
-            _ => Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                "referrers file is not an index",
-            )),
+        match Document::parse(&bytes, Some(OCI_INDEX))? {
+            Document::Index(index) => Ok(index.manifests),
+            Document::Manifest(_) => Err(store::Error::Broken {
+                path,
+                reason: "it is not an index".to_owned(),
+            }),
         }
     }
 
     /// Adds one, durably.
-    pub(super) fn add(&self, subject: &Digest, entry: Descriptor) -> std::io::Result<()> {
+    pub(super) fn add(&self, subject: &Digest, entry: Descriptor) -> Result<(), store::Error> {
         let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let mut manifests = self.of(subject)?;
         if manifests.iter().any(|d| d.digest == entry.digest) {
             return Ok(());
         }
         manifests.push(entry);
-        let bytes = serde_json::to_vec(&index(manifests))?;
-        if bytes.len() as u64 > MAX_DOCUMENT {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::QuotaExceeded,
-                "too many referrers of one manifest",
-            ));
+        let name = Self::name(subject);
+        let bytes = store::to_json(&index(manifests), &self.folder.join(&name))?;
+        let size = bytes.len() as u64;
+        if size > MAX_DOCUMENT {
+            let what = "list of referrers";
+            return Err(crate::manifest::Error::TooLarge { what, size }.into());
         }
-        let temporary = self.folder.join(format!(".{}.tmp", subject.hex()));
-        let mut options = fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.path(subject))?;
-        File::open(&self.folder)?.sync_all()
+        durable::replace(&self.folder, &name, &bytes)
     }
 }
 

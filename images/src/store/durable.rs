@@ -16,17 +16,19 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
         .map_err(|e| Error::io("sync", dir, e))
 }
 
-/// Makes a directory that only its owner may enter, unless it is there.
-pub(super) fn make_dir(dir: &Path) -> Result<(), Error> {
+/// Makes a directory that only its owner may enter, unless it is there. Its name is durable: a blob that is synced in a
+/// directory that is not would go with it.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), Error> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", dir, e)),
-        _ => Ok(()),
+        Ok(()) => dir.parent().map_or(Ok(()), sync_dir),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Error::io("create", dir, e)),
     }
 }
 
 /// Replaces `dir/name` by `bytes`: after a power cut the file has its previous bytes or these, never others. Callers hold
 /// a lock that keeps a second writer of the same name away; what a cut leaves behind is overwritten by the next call.
-pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     put(dir, name, bytes, true)?;
     sync_dir(dir)
 }
@@ -61,7 +63,7 @@ fn put(dir: &Path, name: &str, bytes: &[u8], durably: bool) -> Result<(), Error>
 }
 
 /// A file read whole, unless it is longer than `limit`; `None` where there is no such file.
-pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     use std::io::Read;
     let file = match File::open(path) {
         Ok(file) => file,
@@ -103,8 +105,14 @@ pub(super) fn lock(
     };
     loop {
         let file = match open(path) {
-            // Between making it and opening it somebody may have swept it away as abandoned.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && wait => continue,
+            // Between making it and opening it somebody may have swept it away as abandoned. Where it cannot be made at
+            // all, because its directory is gone, the error is told.
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound && wait && path.parent().is_some_and(Path::exists) =>
+            {
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound && wait => return Err(failed(e)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };

@@ -64,7 +64,12 @@ pub(super) fn prepare(root: &Path) -> Result<(), Error> {
     for migration in MIGRATIONS.iter().skip(from.saturating_sub(1) as usize) {
         migration(root)?;
     }
-    durable::replace(root, VERSION_FILE, format!("{PREFIX}{FORMAT}\n").as_bytes())
+    durable::replace(root, VERSION_FILE, format!("{PREFIX}{FORMAT}\n").as_bytes())?;
+    // The directory's own name, where this user may sync what is above it.
+    if let Some(above) = root.parent() {
+        let _ = durable::sync_dir(above);
+    }
+    Ok(())
 }
 
 /// The format of the directory, `None` where there is no version file, an error where it is not a known one.

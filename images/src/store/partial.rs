@@ -107,6 +107,16 @@ impl Store {
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .filter(|facts: &Facts| facts.version == 1)
             .unwrap_or_default();
+        // Facts of more than is there are those of bytes that were taken away: a kill came between the two files.
+        let facts = if facts.synced > len {
+            Facts {
+                version: 1,
+                boot_id: facts.boot_id,
+                ..Facts::default()
+            }
+        } else {
+            facts
+        };
         let boot_id = boot_id();
         let same_boot = boot_id.is_some() && facts.boot_id == boot_id;
         let trusted = if same_boot { len } else { facts.synced.min(len) };

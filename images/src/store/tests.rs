@@ -228,6 +228,49 @@ fn after_a_reboot_only_what_was_synced_is_believed() {
 }
 
 #[test]
+fn facts_that_outlived_their_bytes_are_forgotten() {
+    let Home { store, .. } = &home();
+    let bytes = vec![7; 100_000];
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    let facts = store.partial_dir().join(format!("{}.json", digest.hex()));
+    let mut partial = store.partial(&digest, size).unwrap();
+    partial.set_etag(Some("\"old\"")).unwrap();
+    partial.append(&bytes).unwrap();
+    partial.sync().unwrap();
+    let noted = fs::read(&facts).unwrap();
+    store.commit_blob(partial).unwrap();
+    // A kill between the rename of the bytes and the removal of the facts; later the blob was dropped and is wanted again.
+    fs::write(&facts, noted).unwrap();
+    store.remove_blob(&digest).unwrap();
+    let mut partial = store.partial(&digest, size).unwrap();
+    assert_eq!((partial.offset(), partial.etag()), (0, None));
+    for chunk in bytes.chunks(1000) {
+        partial.append(chunk).unwrap();
+    }
+    store.commit_blob(partial).unwrap();
+}
+
+#[test]
+fn a_state_directory_that_went_away_is_an_error_and_no_endless_wait() {
+    let Home { store, .. } = &home();
+    let image = put_image(store, "x", false);
+    fs::remove_dir_all(store.partial_dir()).unwrap();
+    fs::remove_dir_all(store.layers_dir()).unwrap();
+    assert!(matches!(
+        store.partial(&Digest::of(b"y"), 1),
+        Err(Error::Io { .. })
+    ));
+    let tar = tar("x");
+    assert!(matches!(
+        unpack_tar(store, &tar, &DiffId::of(&tar)),
+        Err(Error::Io { .. })
+    ));
+    fs::remove_dir_all(store.root()).unwrap();
+    assert!(store.tag(&image, &"x".parse().unwrap()).is_err());
+    assert!(store.remove_tag(&"x".parse().unwrap()).is_err());
+}
+
+#[test]
 fn uploads_are_named_by_their_session() {
     let Home { store, .. } = &home();
     assert!(!store.has_upload("a-1"));
