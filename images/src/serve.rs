@@ -25,12 +25,12 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::FlockOperation;
 
 use crate::Class;
@@ -40,8 +40,14 @@ use http::{Answer, Broken, Connection, Stream};
 
 /// The longest blob that is taken.
 const MAX_BLOB: u64 = 64 << 30;
-/// The most connections at once; each is a thread and a buffer.
+/// The most connections at once; each is a thread and a buffer. Over the Unix socket there may be as many again, so that
+/// strangers who hold all of the others keep nobody from administering.
 const MAX_CONNECTIONS: usize = 64;
+/// How long to wait where connections cannot be taken: no descriptors or no memory are left, and asking again at once changes nothing.
+const EXHAUSTED: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 /// A connection's thread needs little: buffers are on the heap.
 const STACK: usize = 256 * 1024;
 
@@ -191,7 +197,7 @@ impl Server {
 
     /// Answers until it is stopped.
     pub fn run(&self) -> Result<(), Error> {
-        let open = Arc::new(AtomicUsize::new(0));
+        let (open, open_local) = (Arc::default(), Arc::default());
         loop {
             let mut waited = vec![
                 PollFd::new(&*self.stop, PollFlags::IN),
@@ -213,29 +219,47 @@ impl Server {
             if ready(0) {
                 return Ok(());
             }
-            if ready(1)
-                && let Ok((stream, peer)) = self.tcp.accept()
-                && stream.set_nonblocking(false).is_ok()
-            {
-                // Answers are written whole: waiting to fill a packet only delays them.
-                let _ = stream.set_nodelay(true);
-                tracing::debug!(%peer, "connection");
-                self.start(Box::new(stream), false, &open);
+            if ready(1) {
+                match self.tcp.accept() {
+                    Ok((stream, peer)) if stream.set_nonblocking(false).is_ok() => {
+                        // Answers are written whole: waiting to fill a packet only delays them.
+                        let _ = stream.set_nodelay(true);
+                        tracing::debug!(%peer, "connection");
+                        self.start(Box::new(stream), false, &open);
+                    }
+                    Ok(_) => {}
+                    Err(e) => self.rest(&e),
+                }
             }
             if ready(2)
                 && let Some(unix) = &self.unix
-                && let Ok((stream, _)) = unix.accept()
-                && stream.set_nonblocking(false).is_ok()
             {
-                let own = rustix::process::geteuid();
-                match rustix::net::sockopt::socket_peercred(&stream) {
-                    Ok(peer) if peer.uid == own || peer.uid.is_root() => {
-                        self.start(Box::new(stream), true, &open)
+                match unix.accept() {
+                    Ok((stream, _)) if stream.set_nonblocking(false).is_ok() => {
+                        let own = rustix::process::geteuid();
+                        match rustix::net::sockopt::socket_peercred(&stream) {
+                            Ok(peer) if peer.uid == own || peer.uid.is_root() => {
+                                self.start(Box::new(stream), true, &open_local)
+                            }
+                            _ => tracing::warn!("another user's connection to the Unix socket is refused"),
+                        }
                     }
-                    _ => tracing::warn!("another user's connection to the Unix socket is refused"),
+                    Ok(_) => {}
+                    Err(e) => self.rest(&e),
                 }
             }
         }
+    }
+
+    /// After a connection that could not be taken; not longer than until the server is stopped.
+    fn rest(&self, error: &std::io::Error) {
+        use std::io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+        if matches!(error.kind(), WouldBlock | ConnectionAborted | Interrupted) {
+            return;
+        }
+        tracing::warn!(%error, "a connection cannot be taken");
+        // Whatever comes of it, the loop asks again.
+        let _ = poll(&mut [PollFd::new(&*self.stop, PollFlags::IN)], Some(&EXHAUSTED));
     }
 
     fn start(&self, stream: Box<dyn Stream>, local: bool, open: &Arc<AtomicUsize>) {
@@ -313,12 +337,12 @@ fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
         address: path.display().to_string(),
         source,
     };
-    // The serving lock is held: whoever made a socket here before is gone.
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-            std::fs::remove_file(path).map_err(failed)?;
-        }
-        _ => {}
+    // A socket that nobody listens on was left behind. One that answers is another store's, or another program's.
+    let left_behind = std::fs::symlink_metadata(path)
+        .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()))
+        && UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    if left_behind {
+        std::fs::remove_file(path).map_err(failed)?;
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;

@@ -62,6 +62,8 @@ enum Framing {
     Chunk { left: u64, first: bool },
     /// All of it was read.
     Done,
+    /// It is not what it says: where the next request begins is not known.
+    Lost,
 }
 
 /// A request without its body.
@@ -268,7 +270,7 @@ impl Connection {
 
     /// Reads the rest of a body away, once the answer is sent. False when the connection is of no more use.
     pub(super) fn drain(&mut self, rest: Rest) -> bool {
-        if rest.waiting && rest.framing != Framing::Done {
+        if rest.framing == Framing::Lost || rest.waiting && rest.framing != Framing::Done {
             return false;
         }
         let mut body = Body {
@@ -344,6 +346,7 @@ impl Rest {
     pub(super) fn closes(self) -> bool {
         match self.framing {
             Framing::Done | Framing::Length(0) => false,
+            Framing::Lost => true,
             Framing::Length(left) => self.waiting || left > MAX_DRAIN,
             Framing::Chunk { .. } => self.waiting,
         }
@@ -394,12 +397,9 @@ impl Body<'_> {
             let byte = self.buffered()?[0];
             self.connection.start += 1;
             match byte {
-                b'\n' => {
-                    if line.last() == Some(&b'\r') {
-                        line.pop();
-                    }
-                    return Ok(line);
-                }
+                // A bare line feed is where two readers of one stream may part ways.
+                b'\n' if line.pop() == Some(b'\r') => return Ok(line),
+                b'\n' => return Err(io::ErrorKind::InvalidData.into()),
                 _ if line.len() >= MAX_CHUNK_LINE => return Err(io::ErrorKind::InvalidData.into()),
                 byte => line.push(byte),
             }
@@ -451,9 +451,11 @@ impl Read for Body<'_> {
                     self.framing = Framing::Done;
                     return Ok(0);
                 }
+                Framing::Lost => return Err(io::ErrorKind::InvalidData.into()),
                 Framing::Length(left) => break left,
                 Framing::Chunk { left, .. } if left > 0 => break left,
                 Framing::Chunk { first, .. } => {
+                    self.framing = Framing::Lost;
                     self.framing = match self.next_chunk(first)? {
                         0 => Framing::Done,
                         left => Framing::Chunk { left, first: false },
@@ -530,6 +532,14 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Broken> {
         ),
         _ => return Err(Broken::Refused(400, "content-length is not one number")),
     };
+    let codings = head
+        .fields
+        .iter()
+        .filter(|(n, _)| n.eq_ignore_ascii_case("transfer-encoding"));
+    // HTTP/1.0 does not know it, and who sits in between may believe either.
+    if codings.count() > usize::from(request.version == Some(1)) {
+        return Err(Broken::Refused(400, "transfer-encoding where it cannot be"));
+    }
     head.framing = match (head.field("transfer-encoding"), length) {
         (None, None) => Framing::Done,
         (None, Some(length)) => Framing::Length(length),
@@ -705,6 +715,12 @@ mod tests {
                 413,
             ),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+            (
+                "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+                400,
+            ),
+            ("PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            ("PUT / HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n", 400),
             ("\x16\x03\x01\x02\x00\x01", 400),
             (many.as_str(), 431),
             (long.as_str(), 431),
@@ -728,10 +744,16 @@ mod tests {
             "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabcd\r\n0\r\n\r\n",
             "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nab",
             "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab",
+            "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n",
+            // What stands behind the lie would be a request.
+            "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
         ] {
             let (mut connection, _peer) = sent(bytes.as_bytes());
             let mut head = connection.head().unwrap().unwrap();
-            assert!(connection.body(&mut head).whole(100).is_err(), "{bytes}");
+            let mut body = connection.body(&mut head);
+            assert!(body.whole(100).is_err(), "{bytes}");
+            let rest = body.rest();
+            assert!(!connection.drain(rest), "{bytes}");
         }
         let (mut connection, _peer) = sent(b"PUT / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello");
         let mut head = connection.head().unwrap().unwrap();

@@ -189,6 +189,34 @@ fn reading_is_open_and_writing_is_not() {
 }
 
 #[test]
+fn a_unix_socket_that_answers_is_not_taken_away() {
+    let served = serve(None);
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = Options {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        token: None,
+        unix: Some(served.unix.clone()),
+    };
+    let other = || Store::open(&folder.path().join("other")).unwrap();
+    let error = Server::bind(options.clone(), other()).unwrap_err();
+    assert!(
+        error.to_string().contains("serve.sock: Address already in use"),
+        "{error}"
+    );
+    assert!(UnixStream::connect(&served.unix).is_ok());
+    // One whose server is gone, and a file that is no socket.
+    let left = folder.path().join("left.sock");
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    options.unix = Some(left);
+    drop(Server::bind(options.clone(), other()).unwrap());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    options.unix = Some(file.clone());
+    assert!(Server::bind(options, other()).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
 fn an_upload_in_chunks_that_was_cut_goes_on() {
     let served = serve(Some("letmein"));
     let bytes: Vec<u8> = (0..200_000u32).flat_map(|n| n.to_le_bytes()).collect();
@@ -529,6 +557,9 @@ fn connections_beyond_the_cap_are_told_to_come_back() {
         .collect();
     let busy = served.ask("GET", "/v2/", "", b"");
     assert_eq!((busy.status, busy.field("retry-after")), (503, "1"));
+    let request = b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nConnection: close\r\n\r\n";
+    let local = talk(UnixStream::connect(&served.unix).unwrap(), request);
+    assert_eq!(local.status, 202, "strangers keep nobody out of the Unix socket");
     drop(held);
     while served.ask("GET", "/v2/", "", b"").status != 200 {
         std::thread::yield_now();
