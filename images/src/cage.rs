@@ -13,8 +13,8 @@
 //! passed so needs no unsafe code and, being a duplicate of the parent's, keeps the parent's `flock` until both are dead.
 //! The child dies with the parent and is killed when the parent gives up.
 //!
-//! A kernel without Landlock (or with its first version, which cannot make hard links) still gets the rest; the parent is told
-//! and logs what is missing.
+//! A kernel without Landlock (or with its first version, which cannot make hard links) still gets the rest; [`missing`] says so
+//! before, the child's report after, and every pull's result.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -361,28 +361,46 @@ pub fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<Stri
     };
     rustix::thread::set_capabilities(None, none)?;
     let mut missing = Vec::new();
-    if !restrict_paths(work, sources)? {
-        missing.push("landlock".to_owned());
-    }
+    missing.extend(restrict_paths(work, sources)?.map(str::to_owned));
     if !crate::sys::install_seccomp()? {
-        missing.push("seccomp".to_owned());
+        missing.push(NO_SECCOMP.to_owned());
     }
     Ok(missing)
 }
 
-/// Whether a Landlock domain is around this process from here on: `work` to be written in, `sources` to be read.
-fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<bool> {
+const NO_LANDLOCK: &str = "landlock, which this kernel does not have";
+const OLD_LANDLOCK: &str = "landlock, of which this kernel has only the first version, under which no layer with hard links can be unpacked";
+const NO_SECCOMP: &str = "seccomp, which this kernel does not have for this architecture";
+
+/// What a cage on this kernel would have to do without, in words; changes nothing in this process.
+pub fn missing() -> Vec<&'static str> {
+    let seccomp = (!crate::sys::has_seccomp()).then_some(NO_SECCOMP);
+    missing_landlock().into_iter().chain(seccomp).collect()
+}
+
+fn missing_landlock() -> Option<&'static str> {
+    use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+    let has = |abi| {
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let ruleset = ruleset.handle_access(AccessFs::from_all(abi));
+        ruleset.and_then(Ruleset::create).is_ok()
+    };
+    // Hard links between directories need the second version: with the first, a domain could not unpack.
+    match () {
+        () if has(ABI::V2) => None,
+        () if has(ABI::V1) => Some(OLD_LANDLOCK),
+        () => Some(NO_LANDLOCK),
+    }
+}
+
+/// Puts a Landlock domain around this process: `work` to be written in, `sources` to be read. What is missing, where that cannot be.
+fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Option<&'static str>> {
     use landlock::{
         ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
         RulesetCreatedAttr, RulesetStatus, Scope,
     };
-    // Hard links between directories need the second version: with the first, a domain could not unpack.
-    let needed = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V2))
-        .and_then(Ruleset::create);
-    if needed.is_err() {
-        return Ok(false);
+    if let Some(missing) = missing_landlock() {
+        return Ok(Some(missing));
     }
     let beneath = AccessFs::from_file(ABI::V3) | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::Refer;
     let beneath = beneath | AccessFs::MakeDir | AccessFs::MakeReg | AccessFs::MakeSym | AccessFs::MakeFifo;
@@ -402,5 +420,5 @@ fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<bool>
             .map_err(io::Error::other)?;
     }
     let status = ruleset.restrict_self().map_err(io::Error::other)?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+    Ok((status.ruleset == RulesetStatus::NotEnforced).then_some(NO_LANDLOCK))
 }

@@ -261,17 +261,13 @@ impl Store {
         self.put_document(&layout.document(&manifest.config.digest)?)?;
         self.put_document(&bytes)?;
         let image = self.image(&descriptor.digest)?;
+        platform.admit(&image.config, &Platform::host())?;
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids) {
             if keep_blobs {
                 self.put_blob(&layer.digest, layer.size, &mut layout.blob(&layer.digest)?)?;
             }
             let blob = layout.blob(&layer.digest)?;
-            self.unpack_layer(
-                diff_id,
-                Input::Blob(&blob),
-                &Encoding::Layer,
-                &Limits::for_blob(layer.size),
-            )?;
+            self.unpack_layer(diff_id, Input::Blob(&blob), &Encoding::Layer, &Limits::of(&blob))?;
         }
         if let Some(reference) = reference {
             self.tag(&image, reference)?;

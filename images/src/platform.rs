@@ -24,6 +24,14 @@ pub enum Error {
         /// What the index lists.
         present: String,
     },
+    /// The only image that there is is for something else.
+    #[error("the image is for {found}, not for {wanted}")]
+    Other {
+        /// The platform asked for.
+        wanted: String,
+        /// What the image says of itself.
+        found: String,
+    },
     /// The text is not `os/architecture[/variant]`.
     #[error("invalid platform {0:?}: expected os/architecture or os/architecture/variant")]
     Form(String),
@@ -145,7 +153,7 @@ impl Platform {
     }
 
     /// The image of `index` that suits best. Attestations and other artifacts are passed over; a single image with no
-    /// platform is taken on trust, its config is checked later.
+    /// platform is taken on trust: its config is judged by `admit` later.
     pub fn select<'a>(&self, index: &'a Index) -> Result<&'a Descriptor, Error> {
         let images = || {
             let image = |d: &&Descriptor| {
@@ -186,6 +194,29 @@ impl Platform {
             wanted: self.clone(),
             present,
         })
+    }
+
+    /// Judges an image by what its own config says, as docker does: an image for something else is refused where a
+    /// platform other than the host's was asked for, and else taken with the warning that this returns (an emulator may run it).
+    pub(crate) fn admit(
+        &self,
+        image: &crate::manifest::ImageConfig,
+        host: &Self,
+    ) -> Result<Option<String>, Error> {
+        let found = image.platform();
+        // Old images say neither, and those for arm seldom say the variant.
+        let known = !found.os.is_empty() && !found.architecture.is_empty();
+        let same_kind = self.os == found.os && self.architecture == found.architecture;
+        if !known || self.runs(&found) || same_kind && image.variant.is_none() {
+            return Ok(None);
+        }
+        if self == host {
+            return Ok(Some(format!(
+                "the image is for {found}, and this board runs {host}"
+            )));
+        }
+        let (wanted, found) = (self.to_string(), found.to_string());
+        Err(Error::Other { wanted, found })
     }
 
     /// Whether an image for `image` can run where this platform is the host's.
@@ -306,6 +337,37 @@ mod tests {
             error.to_string(),
             "no image for linux/arm/v6 in the index, only for: linux/amd64, linux/arm/v7"
         );
+    }
+
+    #[test]
+    fn an_image_that_nobody_chose_is_judged_by_its_config() {
+        let config = |platform: &str| {
+            let (os, rest) = platform.split_once('/').unwrap();
+            let (architecture, variant) = rest.split_once('/').map_or((rest, None), |(a, v)| (a, Some(v)));
+            let text = serde_json::json!({"os": os, "architecture": architecture, "variant": variant,
+                "rootfs": {"type": "layers", "diff_ids": []}});
+            crate::manifest::ImageConfig::parse(text.to_string().as_bytes()).unwrap()
+        };
+        let table = [
+            ("linux/arm64", "linux/arm64", "linux/arm64", "fine"),
+            ("linux/arm64", "linux/arm64/v8", "linux/arm64", "fine"),
+            ("linux/arm64", "/", "linux/arm64", "fine"),
+            ("linux/arm/v6", "linux/arm", "linux/arm/v6", "fine"),
+            ("linux/arm/v6", "linux/arm/v7", "linux/arm/v6", "warned"),
+            ("linux/arm64", "linux/amd64", "linux/arm64", "warned"),
+            ("linux/arm64", "linux/amd64", "linux/amd64", "refused"),
+            ("linux/arm/v6", "linux/arm/v7", "linux/amd64", "refused"),
+            ("linux/amd64", "linux/amd64", "linux/arm64", "fine"),
+        ];
+        for (wanted, image, host, expected) in table {
+            let [wanted, host] = [wanted, host].map(|text| text.parse::<Platform>().unwrap());
+            let got = match wanted.admit(&config(image), &host) {
+                Ok(None) => "fine",
+                Ok(Some(_)) => "warned",
+                Err(_) => "refused",
+            };
+            assert_eq!(got, expected, "{wanted} {image} {host}");
+        }
     }
 
     #[test]

@@ -14,8 +14,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::Class;
+use crate::cage;
 use crate::delta::{self, Candidate};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{DiffId, Digest, Hasher};
 use crate::layout::{self, Layout};
 use crate::manifest::{self, Descriptor, Document, Manifest};
 use crate::platform::{self, Platform};
@@ -217,6 +218,9 @@ pub struct Pulled {
     pub full: u64,
     /// The layers, lowest first.
     pub layers: Vec<LayerOutcome>,
+    /// What whoever asked for the image should know, a line each: that it is for another platform than this board's, or that
+    /// its layers were unpacked without the full confinement.
+    pub warnings: Vec<String>,
 }
 
 /// Pulls from wherever `source` says.
@@ -252,6 +256,11 @@ pub fn pull(
         full: 0,
     };
     let image = pull.documents()?;
+    let admitted = options.platform.admit(&image.config, &Platform::host());
+    let admitted = admitted.map_err(|source| Error::Platform {
+        image: reference.familiar(),
+        source,
+    })?;
     let layers = pull.layers(&image)?;
     let (needed, full) = (pull.needed, pull.full);
     store.tag(&image, reference)?;
@@ -262,8 +271,21 @@ pub fn pull(
         needed,
         wire,
         full,
+        warnings: warnings(admitted, &layers),
         layers,
     })
+}
+
+fn warnings(platform: Option<String>, layers: &[LayerOutcome]) -> Vec<String> {
+    let mut warnings: Vec<String> = platform.into_iter().collect();
+    if layers.iter().any(|layer| layer.how != How::Present) {
+        let missing = cage::missing().into_iter();
+        warnings.extend(missing.map(|what| format!("its layers were unpacked without {what}")));
+    }
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    warnings
 }
 
 /// Takes an image out of an OCI layout and names it `name`.
@@ -291,13 +313,10 @@ fn pull_layout(
             reason: None,
         }
     };
-    let layers = image
-        .manifest
-        .layers
-        .iter()
-        .zip(&image.diff_ids)
-        .map(outcome)
-        .collect();
+    let layers = image.manifest.layers.iter().zip(&image.diff_ids);
+    let layers: Vec<LayerOutcome> = layers.map(outcome).collect();
+    // It was admitted when it was imported.
+    let admitted = options.platform.admit(&image.config, &Platform::host());
     let full = image
         .manifest
         .layers_size()
@@ -307,6 +326,7 @@ fn pull_layout(
         needed: 0,
         wire: 0,
         full,
+        warnings: warnings(admitted.ok().flatten(), &layers),
         layers,
     })
 }
@@ -371,7 +391,7 @@ impl Pull<'_> {
     /// A manifest or index, from the store where it is named by digest and here.
     fn document(&mut self, wanted: &Reference) -> Result<(Vec<u8>, String), Error> {
         if let Some(digest) = wanted.digest()
-            && let Some(bytes) = self.store.document(digest)?
+            && let Some(bytes) = self.kept(digest)?
         {
             return Ok((bytes, String::new()));
         }
@@ -380,9 +400,20 @@ impl Pull<'_> {
         Ok((fetched.bytes, fetched.media_type))
     }
 
+    /// A document that is here and whole. One that a bad card has changed is as good as none: it is fetched again.
+    fn kept(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
+        match self.store.document(digest) {
+            Err(e) if e.class() == Class::Corrupt => {
+                tracing::warn!(%digest, error = %e, "fetching it again");
+                Ok(None)
+            }
+            other => Ok(other?),
+        }
+    }
+
     fn config(&mut self, manifest: &Manifest) -> Result<(), Error> {
-        self.full += manifest.config.size;
-        if self.store.has_blob(&manifest.config.digest) {
+        self.full = self.full.saturating_add(manifest.config.size);
+        if self.kept(&manifest.config.digest)?.is_some() {
             return Ok(());
         }
         let bytes = self.client.blob_bytes(self.reference, &manifest.config)?;
@@ -456,15 +487,10 @@ impl Pull<'_> {
             bytes,
             reason,
         };
-        // A publisher needs the blob as well: an unpacked layer alone is not enough for it.
-        let blob_wanted = self.options.keep_blobs && !self.store.has_blob(&descriptor.digest);
-        if self.store.has_layer(diff_id) && !blob_wanted {
-            return Ok(outcome(How::Present, 0, None));
+        if let Some(outcome) = self.ready(place)? {
+            return Ok(outcome);
         }
-        if let Some(blob) = self.store.blob(&descriptor.digest)? {
-            self.unpack(place, &blob)?;
-            return Ok(outcome(How::Full, 0, None));
-        }
+        let blob_wanted = self.blob_wanted(place);
         let mut reason = None;
         let patch = candidate.and_then(|c| Some((c, c.layer(&descriptor.digest)?)));
         if let Some((candidate, patch)) = patch
@@ -474,9 +500,10 @@ impl Pull<'_> {
                 reason = Some(format!("its delta of {} bytes is not smaller", patch.blob.size));
             } else {
                 match self.delta(place, candidate, patch) {
-                    Ok(()) => {
+                    Ok(How::Present) => return Ok(outcome(How::Present, 0, None)),
+                    Ok(how) => {
                         self.needed += patch.blob.size;
-                        return Ok(outcome(How::Delta, patch.blob.size, None));
+                        return Ok(outcome(how, patch.blob.size, None));
                     }
                     // Without the registry there is no full layer either, and what arrived is kept for the next pull.
                     Err(delta::Error::Registry(
@@ -491,9 +518,9 @@ impl Pull<'_> {
         }
         let mut partial = self.store.partial(&descriptor.digest, descriptor.size)?;
         // Another process may have been at it while its partial was waited for.
-        if self.store.has_layer(diff_id) && !blob_wanted {
+        if let Some(outcome) = self.ready(place)? {
             partial.discard()?;
-            return Ok(outcome(How::Present, 0, reason));
+            return Ok(outcome);
         }
         let fetched = self.fetch(place, descriptor, &mut partial, How::Full);
         self.needed += descriptor.size;
@@ -522,15 +549,53 @@ impl Pull<'_> {
         Ok(outcome(How::Full, descriptor.size, reason))
     }
 
+    /// A publisher needs the blob as well: an unpacked layer alone is not enough for it.
+    fn blob_wanted(&self, place: &Place<'_>) -> bool {
+        self.options.keep_blobs && !self.store.has_blob(&place.descriptor.digest)
+    }
+
+    /// The outcome for a layer that needs nothing fetched: it is here, or its blob was kept.
+    fn ready(&mut self, place: &Place<'_>) -> Result<Option<LayerOutcome>, Error> {
+        let digest = place.descriptor.digest;
+        let outcome = |how| LayerOutcome {
+            diff_id: *place.diff_id,
+            digest,
+            how,
+            bytes: 0,
+            reason: None,
+        };
+        if self.store.has_layer(place.diff_id) && !self.blob_wanted(place) {
+            return Ok(Some(outcome(How::Present)));
+        }
+        let Some(blob) = self.store.blob(&digest)? else {
+            return Ok(None);
+        };
+        match self.unpack(place, &blob) {
+            Ok(()) => Ok(Some(outcome(How::Full))),
+            // What a bad card has changed is fetched again; a layer that is no good as it was published is not.
+            Err(Error::Store(e)) if e.class() != Class::Transient && !self.is_whole(&digest)? => {
+                tracing::warn!(layer = %digest, error = %e, "its kept blob is damaged: fetching it again");
+                self.store.remove_blob(&digest)?;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a kept blob still has the bytes that its name says.
+    fn is_whole(&self, digest: &Digest) -> Result<bool, Error> {
+        let mut hasher = Hasher::new();
+        let blob = self.store.blob(digest)?;
+        let read = blob.map(|mut blob| std::io::copy(&mut blob, &mut hasher));
+        Ok(matches!(read, Some(Ok(_))) && hasher.digest() == *digest)
+    }
+
     fn unpack(&mut self, place: &Place<'_>, blob: &std::fs::File) -> Result<(), Error> {
         let (descriptor, size) = (place.descriptor, place.descriptor.size);
         self.report(place, Phase::Unpacking, &descriptor.digest, size, size, How::Full);
-        self.store.unpack_layer(
-            place.diff_id,
-            Input::Blob(blob),
-            &Encoding::Layer,
-            &Limits::for_blob(size),
-        )?;
+        let limits = Limits::of(blob);
+        self.store
+            .unpack_layer(place.diff_id, Input::Blob(blob), &Encoding::Layer, &limits)?;
         Ok(())
     }
 
@@ -539,9 +604,14 @@ impl Pull<'_> {
         place: &Place<'_>,
         candidate: &Candidate,
         patch: &delta::Layer,
-    ) -> Result<(), delta::Error> {
+    ) -> Result<How, delta::Error> {
         let blob = &patch.blob;
         let mut partial = self.store.partial(&blob.digest, blob.size)?;
+        // As below: another process may have used the same patch.
+        if self.store.has_layer(place.diff_id) {
+            partial.discard()?;
+            return Ok(How::Present);
+        }
         if let Err(e) = self.fetch(place, blob, &mut partial, How::Delta) {
             return Err(match give_back(partial, e) {
                 Error::Registry(e) => e.into(),
@@ -569,7 +639,7 @@ impl Pull<'_> {
         });
         // Used or useless: either way it is not needed again.
         partial.discard()?;
-        applied
+        applied.map(|()| How::Delta)
     }
 
     fn fetch(

@@ -119,6 +119,21 @@ fn program() -> Option<Vec<libc::sock_filter>> {
     Some(program)
 }
 
+/// Whether [`install_seccomp`] would find what it needs.
+pub(crate) fn has_seccomp() -> bool {
+    // SAFETY: PR_SET_SECCOMP with SECCOMP_MODE_FILTER reads a sock_fprog at the address given; at none it fails with EFAULT
+    // where the kernel has filters and with EINVAL where not, and installs nothing either way.
+    let done = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            std::ptr::null::<libc::sock_fprog>(),
+        )
+    };
+    let answer = io::Error::last_os_error().raw_os_error();
+    done != 0 && answer == Some(libc::EFAULT) && program().is_some()
+}
+
 /// Installs the filter for this process, which must be single-threaded and have `no_new_privs`. `false` where the kernel or the
 /// architecture has none.
 pub(crate) fn install_seccomp() -> io::Result<bool> {

@@ -81,6 +81,11 @@ impl Limits {
     /// Half of the inodes of a 32 GB card.
     const ENTRIES: u64 = 1_000_000;
 
+    /// The limits of a layer whose blob lies in a file; what the manifest says of its size is only somebody's word.
+    pub fn of(blob: &std::fs::File) -> Self {
+        Self::for_blob(blob.metadata().map_or(0, |meta| meta.len()))
+    }
+
     /// The limits of a layer that travelled as so many bytes.
     pub fn for_blob(bytes: u64) -> Self {
         Self {

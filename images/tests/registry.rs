@@ -27,6 +27,14 @@ const TOKEN: &str = "letmein";
 
 const TESTS: &[(&str, fn())] = &[
     (
+        "what_a_card_has_changed_is_fetched_again",
+        what_a_card_has_changed_is_fetched_again,
+    ),
+    (
+        "an_image_for_another_platform_is_refused_or_warned_of",
+        an_image_for_another_platform_is_refused_or_warned_of,
+    ),
+    (
         "a_layer_that_leads_outside_leaves_nothing_behind",
         a_layer_that_leads_outside_leaves_nothing_behind,
     ),
@@ -702,4 +710,90 @@ fn a_layer_that_leads_outside_leaves_nothing_behind() {
         );
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+fn what_a_card_has_changed_is_fetched_again() {
+    let (served, sample) = (Served::start(), small_sample());
+    let name = reference(served.address, "iris:v1");
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = store(&folder.path().join("publisher"));
+    let source = wherry_images::pull::Source::parse(&sample.place()).unwrap();
+    wherry_images::pull::pull_from(&publisher, &client(), &source, &keep(), &mut |_| {}).unwrap();
+    let image = publisher.image(&sample.manifest).unwrap();
+    push(&publisher, &writer(), &image, &name, &mut |_| {}).unwrap();
+
+    let board = store(&folder.path().join("board"));
+    pull(&board, &client(), &name, &keep(), &mut |_| {}).unwrap();
+    let blob = |digest: &Digest| board.root().join("blobs/sha256").join(digest.hex());
+    for digest in [&sample.manifest, &sample.config, &sample.blobs[1]] {
+        let mut bytes = std::fs::read(blob(digest)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(blob(digest), bytes).unwrap();
+    }
+    std::fs::remove_dir_all(board.root().join("layers").join(image.diff_ids[1].hex())).unwrap();
+    let pulled = pull(&board, &client(), &name, &keep(), &mut |_| {}).unwrap();
+    let how: Vec<How> = pulled.layers.iter().map(|layer| layer.how).collect();
+    assert_eq!(how, [How::Present, How::Full]);
+    assert!(pulled.layers[1].bytes > 0);
+    assert_whole(&board, &name, &sample);
+    // A layer that is gone while its blob was kept costs nothing.
+    std::fs::remove_dir_all(board.root().join("layers").join(image.diff_ids[1].hex())).unwrap();
+    let pulled = pull(&board, &client(), &name, &keep(), &mut |_| {}).unwrap();
+    assert_eq!((pulled.needed, pulled.layers[1].how), (0, How::Full));
+}
+
+fn an_image_for_another_platform_is_refused_or_warned_of() {
+    use wherry_images::Platform;
+    use wherry_images::pull::{Error, Source, pull_from};
+    let served = Served::start();
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = store(&folder.path().join("publisher"));
+    let name = reference(served.address, "foreign:v1");
+    let config = br#"{"architecture":"s390x","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let config_digest = publisher.put_document(config).unwrap();
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [],
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest, "size": config.len()}});
+    let digest = publisher.put_document(manifest.to_string().as_bytes()).unwrap();
+    let image = publisher.image(&digest).unwrap();
+    push(&publisher, &writer(), &image, &name, &mut |_| {}).unwrap();
+    // The same as a layout.
+    let layout = folder.path().join("layout");
+    skopeo(&[
+        "copy",
+        "--src-tls-verify=false",
+        &format!("docker://{name}"),
+        &format!("oci:{}:v1", layout.display()),
+    ]);
+    let places = [
+        Source::Registry(name),
+        Source::parse(&format!("oci:{}:v1", layout.display())).unwrap(),
+    ];
+    for (at, place) in places.iter().enumerate() {
+        let store = store(&folder.path().join(at.to_string()));
+        let pull = |platform: &str| {
+            let options = PullOptions {
+                platform: platform.parse().unwrap(),
+                ..PullOptions::default()
+            };
+            pull_from(&store, &client(), place, &options, &mut |_| {})
+        };
+        let error = pull("linux/riscv64").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("the image is for linux/s390x, not for linux/riscv64"),
+            "{error}"
+        );
+        let wanted = matches!(error, Error::Platform { .. } | Error::Layout(_));
+        assert!(wanted && store.tags().unwrap().is_empty());
+        assert!(pull("linux/s390x").unwrap().warnings.is_empty());
+        let warned = pull(&Platform::host().to_string()).unwrap().warnings;
+        assert!(
+            warned
+                .iter()
+                .any(|w| w.starts_with("the image is for linux/s390x, and this board runs")),
+            "{warned:?}"
+        );
+    }
 }

@@ -10,7 +10,7 @@ use crate::digest::{DiffId, Digest};
 use crate::manifest::{Descriptor, Document};
 use crate::reference::Reference;
 use crate::registry::Client;
-use crate::store::{Image, Input, Store};
+use crate::store::{self, Image, Input, Store};
 use crate::unpack::{Encoding, Limits};
 
 /// How many artifacts are looked into before what was found has to do. Each costs a request on a bad link.
@@ -25,6 +25,8 @@ pub struct Candidate {
     pub envelope: Envelope,
     /// The unpacked layers of the source image, the lowest first.
     pub trees: Vec<PathBuf>,
+    /// The bytes of these layers' tars.
+    pub source_size: u64,
 }
 
 impl Candidate {
@@ -68,7 +70,7 @@ pub fn find(
                 continue;
             }
         };
-        let Some(trees) = sources.get(&envelope.source_config) else {
+        let Some((trees, source_size)) = sources.get(&envelope.source_config) else {
             continue;
         };
         if best
@@ -79,6 +81,7 @@ pub fn find(
                 artifact: entry.digest,
                 envelope,
                 trees: trees.clone(),
+                source_size: *source_size,
             });
         }
     }
@@ -103,25 +106,37 @@ pub fn list(
         .collect()
 }
 
-/// The unpacked layers of every image that is here whole, by its config.
-fn sources(store: &Store) -> Result<BTreeMap<Digest, Vec<PathBuf>>, Error> {
+/// The unpacked layers of an image, the lowest first, and the bytes of their tars.
+type Layers = (Vec<PathBuf>, u64);
+
+/// The layers of every image that is here whole, by its config.
+fn sources(store: &Store) -> Result<BTreeMap<Digest, Layers>, Error> {
     let mut sources = BTreeMap::new();
     for record in store.images()? {
-        let trees = |image: &Image| {
-            let trees = image.diff_ids.iter().map(|diff_id| store.layer(diff_id));
-            trees.collect::<Result<Option<Vec<_>>, _>>()
-        };
         let found = store
             .image(&record.digest)
-            .and_then(|image| Ok((image.config_digest, trees(&image)?)));
+            .and_then(|image| Ok((image.config_digest, layers(store, &image)?)));
         match found {
-            Ok((config, Some(trees))) => drop(sources.insert(config, trees)),
+            Ok((config, Some(layers))) => drop(sources.insert(config, layers)),
             Ok((_, None)) => {}
             // One damaged image is no reason to do without the others.
             Err(error) => tracing::warn!(image = %record.digest, %error, "no source for a delta"),
         }
     }
     Ok(sources)
+}
+
+/// None when a layer is missing.
+fn layers(store: &Store, image: &Image) -> Result<Option<Layers>, store::Error> {
+    let (mut trees, mut size) = (Vec::new(), 0_u64);
+    for diff_id in &image.diff_ids {
+        let (Some(tree), Some(info)) = (store.layer(diff_id)?, store.layer_info(diff_id)?) else {
+            return Ok(None);
+        };
+        trees.push(tree);
+        size = size.saturating_add(info.tar_size);
+    }
+    Ok(Some((trees, size)))
 }
 
 fn fetch(
@@ -152,9 +167,9 @@ fn fetch(
 
 /// Makes a layer of the store out of a patch.
 ///
-/// `patch` holds the bytes of `layer.blob`, already verified by their digest; `full_size` is the size of the target's layer blob, which
-/// bounds what the patch may make just as it bounds the blob itself. When this returns, the layer is in the store under `diff_id`, proved
-/// by it.
+/// `patch` holds the bytes of `layer.blob`, already verified by their digest. What it may make is bounded by its own size and its
+/// source's, and by `full_size`, the target's layer blob's: that alone is only the manifest's word. When this returns, the layer is in
+/// the store under `diff_id`, proved by it.
 ///
 /// # Errors
 /// Whatever went wrong, nothing is left in the store, and the full layer is to be pulled.
@@ -176,11 +191,9 @@ pub fn apply(
     let encoding = Encoding::TarDiff {
         sources: candidate.trees.clone(),
     };
-    store.unpack_layer(
-        diff_id,
-        Input::Blob(patch),
-        &encoding,
-        &Limits::for_blob(full_size),
-    )?;
+    let mut limits = Limits::for_blob(full_size);
+    let made_of = Limits::of(patch).tar_bytes.saturating_add(candidate.source_size);
+    limits.tar_bytes = limits.tar_bytes.min(made_of);
+    store.unpack_layer(diff_id, Input::Blob(patch), &encoding, &limits)?;
     Ok(())
 }

@@ -118,6 +118,33 @@ fn client() -> Client {
     })
 }
 
+/// A tar-diff whose output is one file of `times` copies of an old file's `size` bytes.
+fn endless_patch(path: &str, size: u64, times: u64) -> Vec<u8> {
+    let mut operations = Vec::new();
+    let mut operation = |code: u8, mut size: u64, payload: &[u8]| {
+        operations.push(code);
+        while size >= 0x80 {
+            operations.push(size as u8 | 0x80);
+            size >>= 7;
+        }
+        operations.push(size as u8);
+        operations.extend_from_slice(payload);
+    };
+    let mut header = tar(&[("f", b"")])[..512].to_vec();
+    header[124..136].copy_from_slice(format!("{:011o}\0", size * times).as_bytes());
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    operation(0, 512, &header);
+    operation(1, path.len() as u64, path.as_bytes());
+    for _ in 0..times {
+        operation(4, 0, b"");
+        operation(2, size, b"");
+    }
+    let operations = zstd::encode_all(&operations[..], 3).unwrap();
+    [&wherry_delta::tardiff::MAGIC_V1[..], &operations].concat()
+}
+
 /// Runs `with` while a registry of our own listens.
 fn with_registry(root: &Path, with: impl FnOnce(SocketAddr)) {
     let options = serve::Options {
@@ -266,6 +293,14 @@ fn the_whole_way(address: SocketAddr) {
     .unwrap_err();
     assert!(error.to_string().contains("old file ends"), "{error}");
     std::fs::write(&victim, good).unwrap();
+
+    // However long the manifest says that the layer is, a patch makes no more than it and its source are good for.
+    let endless = endless_patch("app/server-1.0", 200_000, 4000);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&endless).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let error = apply(&board, &found, layer, &file, u64::MAX, &wrong).unwrap_err();
+    assert!(error.to_string().contains("the layer has more than"), "{error}");
 
     apply(
         &board,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::durable::{self, Lock};
 use super::{Error, Image, Store, to_json};
+use crate::Class;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Document, MAX_DOCUMENT};
 use crate::platform::Platform;
@@ -112,15 +113,15 @@ impl Store {
         read_record(self.image_dir().join(Self::record_name(reference)))
     }
 
-    /// Every name, in order.
+    /// Every name, in order, but those whose files are damaged.
     pub fn tags(&self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for (name, path) in durable::names(&self.image_dir())? {
             if name.starts_with('.') {
                 continue;
             }
-            // Removed since it was listed: gone is gone.
-            records.extend(read_record(path)?);
+            // Removed since it was listed: gone is gone. One that is damaged must not hide the others.
+            records.extend(unless_damaged(&name, read_record(path))?.flatten());
         }
         records.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(records)
@@ -130,12 +131,14 @@ impl Store {
     pub fn images(&self) -> Result<Vec<ImageRecord>, Error> {
         let mut images = Vec::new();
         for record in self.tags()? {
-            let Some(image) = self.image_of(&record)? else {
+            let name = record.reference.familiar();
+            let Some(image) = unless_damaged(&name, self.image_of(&record))?.flatten() else {
                 continue;
             };
-            let mut size = 0;
+            let mut size = 0_u64;
             for diff_id in &image.diff_ids {
-                size += self.layer_info(diff_id)?.map_or(0, |info| info.data_size);
+                let info = unless_damaged(&name, self.layer_info(diff_id))?.flatten();
+                size = size.saturating_add(info.map_or(0, |info| info.data_size));
             }
             images.push(ImageRecord {
                 reference: record.reference,
@@ -211,7 +214,8 @@ impl Store {
         }
         let mut found: Vec<Image> = Vec::new();
         for record in self.tags()? {
-            let Some(image) = self.image_of(&record)? else {
+            let name = record.reference.familiar();
+            let Some(image) = unless_damaged(&name, self.image_of(&record))?.flatten() else {
                 continue;
             };
             let matches = [&image.digest, &image.config_digest]
@@ -247,6 +251,17 @@ impl Store {
             // A config's digest, say: the search goes on among the tags.
             _ => Ok(None),
         }
+    }
+}
+
+/// Where many are looked at: what is damaged counts as not there, and is told.
+fn unless_damaged<T>(name: &str, found: Result<T, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Err(error) if error.class() != Class::Transient => {
+            tracing::warn!(name, %error, "passed over");
+            Ok(None)
+        }
+        other => other.map(Some),
     }
 }
 

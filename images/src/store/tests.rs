@@ -412,6 +412,54 @@ fn layer_files_are_found_beneath_the_tree_only() {
 }
 
 #[test]
+fn what_is_damaged_hides_nothing_else_and_is_replaced() {
+    let Home { store, .. } = &home();
+    let images = ["a", "b", "c"].map(|name| {
+        let image = put_image(store, name, true);
+        store.tag(&image, &name.parse().unwrap()).unwrap();
+        image
+    });
+    let names = || -> Vec<String> {
+        let images = store.images().unwrap();
+        images.iter().map(|image| image.reference.familiar()).collect()
+    };
+    // A flipped bit in a config, in a tag's file, in a layer's description.
+    let config = store.document(&images[0].config_digest).unwrap().unwrap();
+    let path = store.blob_dir().join(images[0].config_digest.hex());
+    fs::write(&path, config.to_ascii_uppercase()).unwrap();
+    let reference: Reference = "b".parse().unwrap();
+    let tag = store.image_dir().join(format!(
+        "{}.json",
+        Digest::of(reference.to_string().as_bytes()).hex()
+    ));
+    fs::write(tag, "{").unwrap();
+    fs::write(
+        store
+            .layers_dir()
+            .join(images[2].diff_ids[0].hex())
+            .join("layer.json"),
+        "{",
+    )
+    .unwrap();
+    assert_eq!(names(), ["c:latest"]);
+    assert_eq!(
+        store.resolve(&images[2].config_digest.short()).unwrap().digest,
+        images[2].digest
+    );
+    // Asked for by name, the damage is told.
+    assert!(matches!(store.resolve("a"), Err(Error::Digest { .. })));
+    assert!(matches!(store.resolve("b"), Err(Error::Broken { .. })));
+    assert!(matches!(
+        store.layer(&images[2].diff_ids[0]),
+        Err(Error::Broken { .. })
+    ));
+    // What comes again from outside takes the place of what is damaged.
+    store.put_document(&config).unwrap();
+    store.tag(&images[1], &reference).unwrap();
+    assert_eq!(names(), ["a:latest", "b:latest", "c:latest"]);
+}
+
+#[test]
 fn images_are_found_by_every_name_they_have() {
     let Home { store, .. } = &home();
     let (one, two) = (put_image(store, "one", true), put_image(store, "two", false));
@@ -553,7 +601,8 @@ fn documents_and_records_are_verified_when_they_are_read() {
     store.resolve("x").unwrap();
     let (_, record) = durable::names(&store.image_dir()).unwrap().pop().unwrap();
     fs::write(&record, "{\"version\":2}").unwrap();
-    assert!(matches!(store.tags(), Err(Error::Broken { .. })));
+    assert!(matches!(store.resolve("x"), Err(Error::Broken { .. })));
+    assert!(store.tags().unwrap().is_empty());
     let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
     let config_digest = store.put_document(config).unwrap();
     let manifest = serde_json::json!({"schemaVersion": 2,
