@@ -201,6 +201,12 @@ fn quote(path: &[u8]) -> String {
     }
 }
 
+/// A layer's tar out of its blob, as [`unpack`] reads it: at most `limits.tar_bytes` and one byte, by which it is seen to be more.
+#[cfg(feature = "publish")]
+pub(crate) fn tar_of(blob: impl Read, limits: &Limits) -> Result<impl Read, Error> {
+    Ok(decompress::Decoder::new(blob)?.take(limits.tar_bytes.saturating_add(1)))
+}
+
 /// Unpacks a layer into the directory `work`: `work/tree` and `work/metadata`. On an error the directory holds rubbish.
 pub fn unpack(
     input: impl Read,

@@ -5,7 +5,7 @@
 //! blob takes its place, and costs nothing because the registry has it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,6 +19,7 @@ use crate::manifest::{Descriptor, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::registry::Client;
 use crate::store::{self, Image, Store};
+use crate::unpack::{self, Limits};
 
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,20 +219,24 @@ impl Scratch<'_> {
 
     /// A layer's tar, uncompressed, its diffID checked.
     fn tar(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<File, Error> {
-        let mut blob = BufReader::with_capacity(1 << 16, self.blob(layer)?);
+        let blob = self.blob(layer)?;
         let mut tar = Hashed {
             file: self.file()?,
             hasher: Hasher::new(),
             size: 0,
         };
-        let failed = |error: io::Error| Error::Publish(format!("layer {}: {error}", layer.digest));
-        let magic = peek(&mut blob).map_err(failed)?;
-        match magic {
-            [0x1f, 0x8b, ..] => io::copy(&mut flate2::bufread::MultiGzDecoder::new(blob), &mut tar),
-            [0x28, 0xb5, 0x2f, 0xfd] => zstd::stream::copy_decode(blob, &mut tar).map(|()| tar.size),
-            _ => io::copy(&mut blob, &mut tar),
+        let failed =
+            |error: &dyn std::fmt::Display| Error::Publish(format!("layer {}: {error}", layer.digest));
+        let limits = Limits::of(&blob);
+        let mut bytes = unpack::tar_of(blob, &limits).map_err(|e| failed(&e))?;
+        io::copy(&mut bytes, &mut tar).map_err(|e| failed(&e))?;
+        if tar.size > limits.tar_bytes {
+            let more = format!(
+                "it becomes more than {} bytes, the limit for its compressed size",
+                limits.tar_bytes
+            );
+            return Err(failed(&more));
         }
-        .map_err(failed)?;
         let got = tar.hasher.diff_id();
         if got != *diff_id {
             return Err(store::Error::DiffId {
@@ -243,20 +248,6 @@ impl Scratch<'_> {
         }
         Ok(tar.file)
     }
-}
-
-/// The first four bytes, left in the stream.
-fn peek(blob: &mut BufReader<File>) -> io::Result<[u8; 4]> {
-    let mut magic = [0; 4];
-    let mut read = 0;
-    while read < magic.len() {
-        match blob.read(&mut magic[read..])? {
-            0 => break,
-            length => read += length,
-        }
-    }
-    blob.seek(SeekFrom::Start(0))?;
-    Ok(magic)
 }
 
 /// A file whose bytes are hashed and counted as they are written.
@@ -276,5 +267,26 @@ impl Write for Hashed {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::OCI_LAYER_ZSTD;
+
+    #[test]
+    fn a_layer_that_becomes_absurdly_long_fills_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut zeros = io::Read::take(io::repeat(0), 300 << 20);
+        let mut blob = Vec::new();
+        zstd::stream::copy_encode(&mut zeros, &mut blob, 1).unwrap();
+        let layer = Descriptor::of(OCI_LAYER_ZSTD, &blob);
+        store.put_blob(&layer.digest, layer.size, &mut &blob[..]).unwrap();
+        let error = Scratch { store: &store }
+            .tar(&layer, &DiffId::of(b""))
+            .unwrap_err();
+        assert!(error.to_string().contains("more than 268435456 bytes"), "{error}");
     }
 }

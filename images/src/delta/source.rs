@@ -52,8 +52,11 @@ impl wherry_delta::Source for Trees {
     }
 }
 
+/// The path is foreign and up to 4096 bytes long: as much of it as tells which it is, or the cage's report has no room for the error.
 fn named(path: &[u8], error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.escape_ascii()))
+    let shown = path.get(..200).unwrap_or(path).escape_ascii();
+    let more = if path.len() > 200 { "..." } else { "" };
+    io::Error::new(error.kind(), format!("{shown}{more}: {error}"))
 }
 
 /// Opens the regular file at `path`, which `wherry_delta::check_path` has passed. Does without openat2, which boards' kernels older

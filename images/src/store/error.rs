@@ -66,9 +66,6 @@ pub enum Error {
         /// Its digest.
         digest: Digest,
     },
-    /// A layer that should be there is not.
-    #[error("layer {0} is not in the store")]
-    NoLayer(DiffId),
     /// The bytes are not those that the digest names.
     #[error("blob {expected}: got {got} after {bytes} bytes")]
     Digest {
@@ -151,7 +148,6 @@ impl Error {
             | Self::NoImage(_)
             | Self::Ambiguous { .. }
             | Self::NoBlob { .. }
-            | Self::NoLayer(_)
             | Self::Image { .. } => Class::Permanent,
         }
     }

@@ -8,16 +8,11 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::durable::{self, Lock};
@@ -111,13 +106,6 @@ impl Store {
             used.extend(self.image(&record.digest)?.diff_ids);
         }
         Ok(used)
-    }
-
-    /// A file of a layer's tree, opened for reading without following any link; `None` where there is no such regular file.
-    pub fn layer_file(&self, diff_id: &DiffId, path: &[u8]) -> Result<Option<File>, Error> {
-        let tree = self.layer(diff_id)?.ok_or(Error::NoLayer(*diff_id))?;
-        let shown = tree.join(OsStr::from_bytes(path));
-        open_beneath(&tree, path).map_err(|e| Error::io("open", &shown, e.into()))
     }
 
     /// Unpacks a layer in the cage and makes it the store's, if its diffID is right. A layer that is there already costs nothing;
@@ -244,40 +232,4 @@ fn begin(work: &Path) -> Result<Lock, Error> {
         removed.map_err(|e| Error::io("remove", &entry.path(), e))?;
     }
     Ok(lock)
-}
-
-/// Opens a regular file beneath `tree`, one component at a time, following nothing.
-fn open_beneath(tree: &Path, path: &[u8]) -> Result<Option<File>, Errno> {
-    let through = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut dir: OwnedFd = rustix::fs::open(tree, through, Mode::empty())?;
-    let mut names = path
-        .split(|b| *b == b'/')
-        .filter(|name| !matches!(*name, b"" | b"."))
-        .peekable();
-    while let Some(name) = names.next() {
-        if name == b".." || name.contains(&0) {
-            return Ok(None);
-        }
-        let last = names.peek().is_none();
-        // Non-blocking: a FIFO must not hold anybody up before it is seen to be one.
-        let flags = if last {
-            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC
-        } else {
-            through
-        };
-        let opened = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NAMETOOLONG) => {
-                return Ok(None);
-            }
-            Err(e) => return Err(e),
-        };
-        if last {
-            let file = File::from(opened);
-            let regular = file.metadata().is_ok_and(|meta| meta.is_file());
-            return Ok(regular.then_some(file));
-        }
-        dir = opened;
-    }
-    Ok(None)
 }

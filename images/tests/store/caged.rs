@@ -31,6 +31,22 @@ pub(crate) fn errors_come_out_of_the_cage_as_they_are() {
         format!("layer {diff_id}: entry \"../f\": its name leads outside")
     );
     assert_eq!(error.class(), Class::Permanent);
+    // A patch that names a file by the longest name there is.
+    let operations = [&[1, 0x80, 0x20][..], &[0xff; 4096]].concat();
+    let patch = [&b"tardf1\n\0"[..], &zstd::encode_all(&operations[..], 3).unwrap()].concat();
+    let encoding = Encoding::TarDiff {
+        sources: vec![dir.path().to_owned()],
+    };
+    let error = store
+        .unpack_layer(
+            &diff_id,
+            Input::Stream(&mut &patch[..]),
+            &encoding,
+            &Limits::for_blob(0),
+        )
+        .unwrap_err();
+    let said = error.to_string();
+    assert!(said.ends_with("File name too long (os error 36)"), "{said}");
     // An input that breaks off: the cage is killed, nothing stays.
     struct Broken;
     impl Read for Broken {

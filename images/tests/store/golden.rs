@@ -1,7 +1,6 @@
 //! The sample of the state directory's format, and how it was made.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
@@ -72,10 +71,11 @@ pub(crate) fn the_golden_state_directory_opens() {
     let image = store.resolve("localhost:5000/golden:v1").unwrap();
     assert_eq!(image.digest, images[0].digest);
     assert!(store.missing_layers(&image).is_empty());
-    let mut text = String::new();
-    let file = store.layer_file(&image.diff_ids[0], b"etc/hello");
-    file.unwrap().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!(text, "hello from format 1\n");
+    let tree = store.layer(&image.diff_ids[0]).unwrap().unwrap();
+    assert_eq!(
+        fs::read(tree.join("etc/hello")).unwrap(),
+        b"hello from format 1\n"
+    );
     let partial = store
         .partial(&wherry_images::Digest::of(b"a blob on its way"), 17)
         .unwrap();
