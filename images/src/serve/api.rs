@@ -39,9 +39,6 @@ fn store_error(e: &store::Error) -> Answer {
     tracing::error!(error = %e, "the store fails a request");
     match e {
         store::Error::NoSpace { .. } => error(507, "DENIED", "no space left on the registry's file system"),
-        store::Error::Digest { expected, got, .. } => {
-            error(400, "DIGEST_INVALID", format!("expected {expected}, got {got}"))
-        }
         // Paths are not the client's business.
         _ => error(500, "UNKNOWN", "the registry's store failed"),
     }
@@ -488,7 +485,16 @@ impl Api {
             if self.store.has_blob(&digest) && partial.offset() == 0 {
                 partial.discard()?;
             } else {
-                self.store.commit_upload(partial, &digest)?;
+                match self.store.commit_upload(partial, &digest) {
+                    Err(store::Error::Digest { expected, got, .. }) => {
+                        return Ok(error(
+                            400,
+                            "DIGEST_INVALID",
+                            format!("expected {expected}, got {got}"),
+                        ));
+                    }
+                    other => other?,
+                }
             }
         }
         Ok(created(name, &digest))

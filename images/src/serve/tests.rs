@@ -189,6 +189,26 @@ fn reading_is_open_and_writing_is_not() {
 }
 
 #[test]
+fn a_manifest_that_a_card_has_changed_is_the_servers_fault_and_can_be_pushed_again() {
+    let served = serve(Some("letmein"));
+    let (config, layer) = (b"{}", b"layer");
+    served.blob(config);
+    served.blob(layer);
+    let manifest = served.manifest(config, layer, serde_json::json!({}));
+    assert_eq!(served.put("v1", "", &manifest).status, 201);
+    let path = served
+        .store
+        .root()
+        .join("blobs/sha256")
+        .join(Digest::of(&manifest).hex());
+    std::fs::write(path, "rot").unwrap();
+    let said = served.ask("GET", "/v2/a/manifests/v1", "", b"");
+    assert_eq!((said.status, said.code().as_str()), (500, "UNKNOWN"));
+    assert_eq!(served.put("v1", "", &manifest).status, 201);
+    assert_eq!(served.ask("GET", "/v2/a/manifests/v1", "", b"").body, manifest);
+}
+
+#[test]
 fn a_unix_socket_that_answers_is_not_taken_away() {
     let served = serve(None);
     let folder = tempfile::tempdir().unwrap();
