@@ -452,11 +452,7 @@ impl Api {
                 "BLOB_UPLOAD_INVALID",
                 "the chunk ended early; ask for the upload's range",
             )),
-            Received::TooLong => Ok(error(
-                413,
-                "SIZE_INVALID",
-                format!("a blob has at most {MAX_BLOB} bytes"),
-            )),
+            Received::TooLong => Ok(too_long()),
         }
     }
 
@@ -474,11 +470,7 @@ impl Api {
             Received::All => {}
             Received::Cut => return Ok(error(400, "BLOB_UPLOAD_INVALID", "the blob ended early")),
             Received::TooLong => {
-                return Ok(error(
-                    413,
-                    "SIZE_INVALID",
-                    format!("a blob has at most {MAX_BLOB} bytes"),
-                ));
+                return Ok(too_long());
             }
         }
         if let Some(partial) = session.take() {
@@ -506,6 +498,14 @@ enum Received {
     All,
     Cut,
     TooLong,
+}
+
+fn too_long() -> Answer {
+    error(
+        413,
+        "SIZE_INVALID",
+        format!("a blob has at most {MAX_BLOB} bytes"),
+    )
 }
 
 fn receive(body: &mut Body<'_>, session: &mut Session<'_>) -> Result<Received, store::Error> {
