@@ -166,6 +166,57 @@ fn a_container_that_lost_its_monitor_is_not_called_running() {
     assert_eq!(written, found, "and so it stands in the record");
 }
 
+/// The golden container as a start has left it that was begun with `runtime_root`.
+fn begun(root: &Path, runtime_root: &Path) -> PathBuf {
+    let target = copy_golden(root);
+    let told = serde_json::json!({
+        "version": 1, "id": GOLDEN_ID, "runtime": "/bin/false", "runtimeRoot": runtime_root, "bundle": "bundle",
+        "terminal": false, "openStdin": false, "waitAttach": false, "ports": [],
+        "log": { "path": "log", "maxSize": 32768, "maxFiles": 1 },
+    });
+    fs::write(target.join("monitor.json"), told.to_string()).unwrap();
+    target
+}
+
+#[test]
+fn what_a_killed_monitor_left_with_the_runtime_goes_with_the_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime_root = dir.path().join("run");
+    let left = runtime_root.join(GOLDEN_ID);
+    begun(dir.path(), &runtime_root);
+    fs::create_dir_all(&left).unwrap();
+    let runtime = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime-that-deletes");
+    let containers = Containers::open(Store::open(dir.path()).unwrap(), &runtime).unwrap();
+    containers.remove(&Id::parse(GOLDEN_ID).unwrap(), false).unwrap();
+    assert!(!left.exists());
+    assert!(matches!(containers.find("iris"), Err(Error::NotFound(_))));
+}
+
+#[test]
+fn a_container_on_its_way_up_is_not_removed_under_its_monitor() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = begun(dir.path(), &dir.path().join("run"));
+    let mut observed: Observed = serde_json::from_slice(&fs::read(target.join("observed")).unwrap()).unwrap();
+    // Whoever started it was killed; its monitor has its lock and goes on.
+    let monitor = fs::File::open(target.join("monitor.lock")).unwrap();
+    rustix::fs::flock(&monitor, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let remover = std::thread::spawn({
+        let containers = open(dir.path());
+        move || containers.remove(&Id::parse(GOLDEN_ID).unwrap(), false)
+    });
+    observed.status = Status::Running;
+    observed.finished_at = None;
+    observed.boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap()
+        .trim()
+        .into();
+    observed.monitor_pid = i32::try_from(std::process::id()).ok();
+    fs::write(target.join(".next"), serde_json::to_vec(&observed).unwrap()).unwrap();
+    fs::rename(target.join(".next"), target.join("observed")).unwrap();
+    let removed = remover.join().unwrap();
+    assert!(matches!(removed, Err(Error::Running { .. })), "{removed:?}");
+}
+
 #[test]
 fn what_a_dead_process_left_is_swept() {
     let dir = tempfile::tempdir().unwrap();

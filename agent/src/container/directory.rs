@@ -113,6 +113,15 @@ impl Directory {
         }
     }
 
+    /// Takes the monitor's lock, so that no monitor can come, unless there is one.
+    pub(crate) fn keep_monitors_out(&self) -> Result<Option<Lock>, Error> {
+        let path = self.join("monitor.lock");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| Error::io("open", &path, error))?;
+        self.try_flock("monitor.lock", FlockOperation::NonBlockingLockExclusive)
+    }
+
     fn try_flock(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>, Error> {
         let path = self.join(name);
         let gone = || Error::Gone {

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,13 @@ use crate::assemble::{self, Host};
 const LOG_MAX_SIZE: u64 = 10 << 20;
 /// How many log files are kept.
 const LOG_MAX_FILES: u32 = 3;
+/// How long a signal or a deletion may take: longer than the runtime's own bounds, and an end to waiting for one that
+/// is stuck.
+const VERB_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a start may take. The monitor gives up earlier, and says why.
+const START_PATIENCE: Duration = Duration::from_secs(150);
+/// The words of the runtime's command line by which a call is known.
+const VERBS: [&str; 3] = ["monitor", "kill", "delete"];
 /// How much of what the runtime says is read.
 const MESSAGE_MAX: u64 = 4096;
 /// No `monitor.json` is larger.
@@ -145,7 +153,7 @@ pub(super) fn start(
     write_durably(&path, &text)?;
     let mut monitor = Command::new(&containers.runtime);
     monitor.arg("monitor").arg("--dir").arg(dir);
-    run(monitor)
+    run(monitor, START_PATIENCE)
 }
 
 fn published(container: &Container) -> Vec<PortConfig> {
@@ -204,7 +212,7 @@ pub(super) fn kill(containers: &Containers, container: &Container, signal: Signa
         .arg("kill")
         .arg(container.id.hex())
         .arg(signal.number().to_string());
-    run(kill)
+    run(kill, VERB_PATIENCE)
 }
 
 /// Ends and deletes what a lost monitor left behind. The container's lock is held. Whether its process still ran.
@@ -214,37 +222,56 @@ pub(super) fn clean_up(containers: &Containers, dir: &Directory, claim: &Observe
         (Some(pid), Some(started)) if this_boot => process::kill_leftover(pid, started),
         _ => false,
     };
-    let Some(root) = started_root(dir.path())? else {
-        return Ok(killed);
-    };
-    let id = dir.path().file_name().unwrap_or_default();
-    if root.join(id).exists() {
-        let mut delete = Command::new(&containers.runtime);
-        delete
-            .arg("--root")
-            .arg(root)
-            .arg("delete")
-            .arg("--force")
-            .arg(id);
-        run(delete)?;
-    }
+    delete_state(containers, dir)?;
     Ok(killed)
 }
 
+/// Has the runtime delete what it still knows of a container without a monitor, processes included. The container's lock
+/// is held.
+pub(super) fn delete_state(containers: &Containers, dir: &Directory) -> Result<(), Error> {
+    let Some(root) = started_root(dir.path())? else {
+        return Ok(());
+    };
+    let id = dir.path().file_name().unwrap_or_default();
+    if !root.join(id).exists() {
+        return Ok(());
+    }
+    let mut delete = Command::new(&containers.runtime);
+    delete
+        .arg("--root")
+        .arg(root)
+        .arg("delete")
+        .arg("--force")
+        .arg(id);
+    run(delete, VERB_PATIENCE)
+}
+
 /// Runs the runtime to its end. What it says goes to a file in memory: a monitor that stays behind cannot hold us up.
-fn run(mut command: Command) -> Result<(), Error> {
+fn run(mut command: Command, patience: Duration) -> Result<(), Error> {
     let program = PathBuf::from(command.get_program());
-    let failed = |verb: &'static str| move |error| Error::io(verb, &program.clone(), error);
+    let failed = |verb: &'static str| {
+        let program = &program;
+        move |error| Error::io(verb, program, error)
+    };
     let said = rustix::fs::memfd_create("wherry-runtime", MemfdFlags::CLOEXEC)
         .map(File::from)
         .map_err(|error| Error::io("make", Path::new("memfd"), error))?;
     let stderr = said.try_clone().map_err(failed("run"))?;
-    let status = command
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr)
-        .status()
-        .map_err(|error| Error::io("run", Path::new(command.get_program()), error))?;
+        .spawn()
+        .map_err(failed("run"))?;
+    let Some(status) = process::wait_child(&mut child, patience).map_err(failed("wait for"))? else {
+        let verb = command
+            .get_args()
+            .find(|word| VERBS.iter().any(|verb| word == verb));
+        return Err(Error::Hung {
+            verb: verb.unwrap_or_default().to_string_lossy().into_owned(),
+            seconds: patience.as_secs(),
+        });
+    };
     if status.success() {
         return Ok(());
     }
@@ -260,7 +287,7 @@ fn run(mut command: Command) -> Result<(), Error> {
     })
 }
 
-/// The runtime's line, without what a terminal would act upon.
+/// The runtime's line, without its name and without what a terminal would act upon.
 fn first_line(said: &[u8], status: &str) -> String {
     let text = String::from_utf8_lossy(said);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
@@ -269,7 +296,8 @@ fn first_line(said: &[u8], status: &str) -> String {
             .map(|c| if c.is_control() { '?' } else { c })
             .collect()
     };
-    line.map_or_else(|| format!("wherry-runtime: no message, {status}"), clean)
+    let told = line.map(|line| line.strip_prefix("wherry-runtime: ").unwrap_or(line));
+    told.map_or_else(|| format!("wherry-runtime: no message, {status}"), clean)
 }
 
 #[cfg(test)]
@@ -294,8 +322,8 @@ mod tests {
     fn a_message_is_one_clean_line() {
         for (said, line) in [
             (
-                "wherry-runtime: no such file\nmore",
-                "wherry-runtime: no such file",
+                "wherry-runtime: exec \"x\": no such file\nmore",
+                "exec \"x\": no such file",
             ),
             ("\n  x\u{1b}[31m\n", "x?[31m"),
             ("", "wherry-runtime: no message, exit status: 1"),

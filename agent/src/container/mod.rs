@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STATE/containers/.lock                 held while a container is made: names stay unique
-//! STATE/containers/.pods                 held while a pod's container is started: it runs once
+//! STATE/containers/.pod-<digest>         held while that pod's container is started: it runs once
 //! STATE/containers/<id>/desired          the owner's record, written once
 //! STATE/containers/<id>/lock             held by whoever changes this container
 //! STATE/containers/<id>/observed         the monitor's record
@@ -115,7 +115,7 @@ pub enum Error {
     },
     /// Its monitor does not come to an end.
     #[error(
-        "container {name} has ended, its monitor has not within {seconds} s; see what the runtime waits for"
+        "container {name} does not run, and its monitor has not ended within {seconds} s; see what the runtime waits for"
     )]
     Unsettled {
         /// Its name.
@@ -130,6 +130,16 @@ pub enum Error {
         code: i32,
         /// Its own line.
         message: String,
+    },
+    /// The runtime did not come to an end.
+    #[error(
+        "wherry-runtime {verb} did not end within {seconds} s and was killed; see whether a disk or a mount hangs"
+    )]
+    Hung {
+        /// What it was to do.
+        verb: String,
+        /// How long was waited.
+        seconds: u64,
     },
     /// A record was written by a newer version.
     #[error("{path}: version {version} is newer than this program; upgrade wherry")]
@@ -183,6 +193,7 @@ impl Error {
             Self::Busy { .. }
             | Self::Unkillable { .. }
             | Self::Unsettled { .. }
+            | Self::Hung { .. }
             | Self::Runtime { .. }
             | Self::Io { .. } => Class::Transient,
             Self::Damaged { .. } => Class::Corrupt,
@@ -358,17 +369,17 @@ impl Containers {
     pub fn start(&self, id: &Id, attach: Attach) -> Result<Started, Error> {
         let dir = self.directory(id);
         // Taken before the container's own lock, by starts alone, so nobody waits for it while holding another.
-        let _turn = match dir.desired()?.spec.owner {
-            Owner::Pod { .. } => Some(directory::lock_file(&self.root.join(".pods"))?),
-            Owner::Cli => None,
+        let _turn = match dir.desired()?.spec.owner.place() {
+            // One for each pod: a start that hangs holds up nobody else's.
+            Some(place) => Some(directory::lock_file(&self.root.join(pod_lock(place)))?),
+            None => None,
         };
         let lock = dir.lock()?;
-        let container = self.load_locked(&dir, &lock)?;
+        let container = self.settled(&dir, &lock)?;
         if container.observed.claims_life() {
             return Ok(Started::Already);
         }
         self.alone_in_pod(&container)?;
-        self.settle(&dir, &container)?;
         let image = self.image(&container.spec)?;
         launch::start(self, &container, &image, attach)?;
         Ok(Started::Now)
@@ -429,7 +440,7 @@ impl Containers {
         let dir = self.directory(id);
         let deadline = Instant::now().checked_add(grace);
         let lock = dir.lock()?;
-        let container = self.load_locked(&dir, &lock)?;
+        let container = self.settled(&dir, &lock)?;
         if !container.observed.claims_life() {
             return Ok(());
         }
@@ -479,29 +490,43 @@ impl Containers {
     pub fn remove(&self, id: &Id, force: bool) -> Result<(), Error> {
         let dir = self.directory(id);
         let lock = dir.lock()?;
-        let container = self.load_locked(&dir, &lock)?;
-        if container.observed.claims_life() {
-            if !force {
-                return Err(Error::Running {
-                    name: container.spec.name,
-                });
-            }
-            self.end_now(&container, &Exit::of_monitor(&dir, &container.observed)?)?;
-        }
-        self.settle(&dir, &container)?;
-        self.discard(id, &dir, &lock)
+        self.remove_locked(&dir, &lock, force)
     }
 
-    /// Waits until the monitor of a container that has ended has put everything away. The container's lock is held.
-    fn settle(&self, dir: &Directory, container: &Container) -> Result<(), Error> {
-        let exit = Exit::of_monitor(dir, &container.observed)?;
-        if exit.wait(Instant::now().checked_add(SETTLE_PATIENCE))? {
-            return Ok(());
+    fn remove_locked(&self, dir: &Directory, lock: &Lock, force: bool) -> Result<(), Error> {
+        loop {
+            let container = self.settled(dir, lock)?;
+            if container.observed.claims_life() {
+                if !force {
+                    return Err(Error::Running {
+                        name: container.spec.name,
+                    });
+                }
+                self.end_now(&container, &Exit::of_monitor(dir, &container.observed)?)?;
+            } else if let Some(_alone) = dir.keep_monitors_out()? {
+                // What a monitor that was killed on its way up or down has left with the runtime.
+                launch::delete_state(self, dir)?;
+                return self.discard(&container.id, dir, lock);
+            }
         }
-        Err(Error::Unsettled {
-            name: container.spec.name.clone(),
-            seconds: SETTLE_PATIENCE.as_secs(),
-        })
+    }
+
+    /// The container once it lives, or has no monitor: one may be on its way up (whoever started it was killed) or
+    /// putting everything away. The container's lock is held.
+    fn settled(&self, dir: &Directory, lock: &Lock) -> Result<Container, Error> {
+        let deadline = Instant::now().checked_add(SETTLE_PATIENCE);
+        loop {
+            let container = self.load_locked(dir, lock)?;
+            if container.observed.claims_life() || !dir.supervised()? {
+                return Ok(container);
+            }
+            if !Exit::of_monitor(dir, &container.observed)?.wait(deadline)? {
+                return Err(Error::Unsettled {
+                    name: container.spec.name,
+                    seconds: SETTLE_PATIENCE.as_secs(),
+                });
+            }
+        }
     }
 
     /// Renames away what does not run, so that it is gone at once for everyone, and then deletes it.
@@ -519,10 +544,14 @@ impl Containers {
             if !container.spec.auto_remove || container.observed.status != Status::Exited {
                 return true;
             }
-            !matches!(
-                self.remove(&container.id, false),
-                Ok(()) | Err(Error::Gone { .. })
-            )
+            // Whoever has the lock, and a monitor that puts everything away, are not waited for: the next one removes it.
+            let dir = self.directory(&container.id);
+            let removed = match (dir.supervised(), dir.try_lock()) {
+                (Ok(false), Ok(Some(lock))) => self.remove_locked(&dir, &lock, false),
+                (_, Err(error)) => Err(error),
+                _ => return true,
+            };
+            !matches!(removed, Ok(()) | Err(Error::Gone { .. }))
         });
         Ok(listing)
     }
@@ -678,6 +707,13 @@ impl Containers {
             directory: dir.path().to_owned(),
         }
     }
+}
+
+/// The file that is locked while a pod's container is started.
+fn pod_lock(place: (&str, &str, &str)) -> String {
+    let (namespace, name, container) = place;
+    let digest = Digest::of(format!("{namespace}/{name}/{container}").as_bytes());
+    format!(".pod-{}", digest.short())
 }
 
 /// Whether both records tell of the same run of a container.

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::{Child, ExitStatus};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::Error;
 use super::directory::Directory;
 use super::observed::Observed;
 
-/// How often the lock is looked at where the kernel has no pidfd.
+/// How often the lock is looked at where there is no pidfd.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The kernel's random id of this boot.
@@ -60,14 +61,16 @@ enum How {
 }
 
 impl Exit {
-    /// The caller holds the container's lock and has found the container alive, so that no other monitor can come.
+    /// The caller holds the container's lock, so that no other monitor can be started. One whose creator was killed may
+    /// be on its way all the same: it holds its lock and is not in the record yet.
     pub(crate) fn of_monitor(dir: &Directory, observed: &Observed) -> Result<Self, Error> {
         let pid = observed.monitor_pid.and_then(Pid::from_raw);
-        let how = match pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) {
+        let opened = pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
+        let how = match opened {
+            _ if !dir.supervised()? => How::Ended,
             // Still supervised, so what was just opened is the monitor and not a later process of the same number.
-            Some(Ok(pidfd)) if dir.supervised()? => How::Pidfd(pidfd),
-            Some(Ok(_) | Err(Errno::SRCH)) | None => How::Ended,
-            Some(Err(_)) => How::Look(dir.clone(), observed.clone()),
+            Some(Ok(pidfd)) => How::Pidfd(pidfd),
+            Some(Err(_)) | None => How::Look(dir.clone(), observed.clone()),
         };
         Ok(Self { how })
     }
@@ -115,6 +118,28 @@ fn poll_until(fd: &OwnedFd, deadline: Option<Instant>) -> io::Result<bool> {
     }
 }
 
+/// The status of a child once it has ended. One that takes longer than `patience` is killed, and there is none.
+pub(super) fn wait_child(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + patience;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(pidfd) = pidfd {
+        poll_until(&pidfd, Some(deadline))?;
+    }
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            // One that even SIGKILL does not end at once is left to the kernel.
+            let _ = child.try_wait();
+            return Ok(None);
+        }
+        sleep(LOOK_EVERY);
+    }
+}
+
 /// Kills what is left of a container that lost its monitor, and waits for the end. Another process of the same number
 /// is left alone. Whether there was anything to kill.
 pub(crate) fn kill_leftover(pid: i32, started: u64) -> bool {
@@ -145,6 +170,20 @@ pub(crate) fn kill_leftover(pid: i32, started: u64) -> bool {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[test]
+    fn a_child_is_waited_for_and_not_for_ever() {
+        let mut child = Command::new("false").spawn().unwrap();
+        let ended = wait_child(&mut child, Duration::from_secs(60)).unwrap();
+        assert_eq!(ended.and_then(|status| status.code()), Some(1));
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(
+            wait_child(&mut child, Duration::from_millis(1))
+                .unwrap()
+                .is_none()
+        );
+        assert!(!child.wait().unwrap().success());
+    }
 
     #[test]
     fn only_the_very_process_is_killed() {
