@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -12,7 +13,8 @@ use wherry_sync::plan::{self, Action, Desired, FETCH, Moment, Observed, Slot, St
 use wherry_sync::status;
 
 use super::board::{self, Board};
-use super::pulls::{Outcome, Puller, line};
+use super::hands::{Hands, Outcome};
+use super::pulls::{Fetch, Puller, line};
 use super::records::Records;
 use super::wait::{self, Watch};
 use super::{Args, Error, spec};
@@ -31,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
 /// The agent's state. All of it is read again at a start; none of it has to survive.
 pub(super) struct Agent {
-    containers: Containers,
+    containers: Arc<Containers>,
     source: Box<dyn Source>,
     source_due: Moment,
     source_error: Option<String>,
@@ -41,6 +43,7 @@ pub(super) struct Agent {
     board: Board,
     watch: Watch,
     puller: Puller,
+    hands: Hands,
     fetching: Option<String>,
     troubles: BTreeMap<String, Trouble>,
     stumbles: u32,
@@ -72,7 +75,8 @@ impl Agent {
             source_error: None,
             refused: Reading::new(),
             remembered,
-            containers,
+            containers: Arc::new(containers),
+            hands: Hands::new()?,
             board: Board::default(),
             fetching: None,
             troubles: BTreeMap::new(),
@@ -89,6 +93,11 @@ impl Agent {
             while let Some(outcome) = self.puller.outcome() {
                 self.fetched(outcome);
             }
+            while let Some(outcome) = self.hands.outcome() {
+                if let Err(error) = self.conclude(outcome) {
+                    tracing::error!(error = line(&error), "action failed");
+                }
+            }
             let wake = self.settle();
             let now = board::now();
             let due = wake.min(self.source_due).max(now) - now;
@@ -96,7 +105,7 @@ impl Agent {
                 .source
                 .readiness()
                 .into_iter()
-                .chain([self.puller.readiness()]);
+                .chain([self.puller.readiness(), self.hands.readiness()]);
             wait::wait(&self.watch, others.chain(self.board.monitors()), Some(due))?;
         }
     }
@@ -151,7 +160,7 @@ impl Agent {
         }
     }
 
-    fn fetched(&mut self, outcome: Outcome) {
+    fn fetched(&mut self, outcome: Fetch) {
         self.fetching = None;
         let Some(pod) = self.remembered.pod(&outcome.uid).cloned() else {
             return;
@@ -206,7 +215,9 @@ impl Agent {
             let (mut done, mut failed) = (0, 0);
             for action in &plan.actions {
                 match self.act(action, &listing, now) {
-                    Ok(()) => done += 1,
+                    Ok(true) => done += 1,
+                    // It goes on by itself, and its outcome wakes.
+                    Ok(false) => {}
                     Err(error) => {
                         failed += 1;
                         tracing::error!(action = ?action, error = line(&error), "action failed");
@@ -295,41 +306,41 @@ impl Agent {
         }
     }
 
-    fn act(&mut self, action: &Action, listing: &Listing, now: Moment) -> Result<(), container::Error> {
+    /// Whether it was done; else a change of its container is under way.
+    fn act(&mut self, action: &Action, listing: &Listing, now: Moment) -> Result<bool, container::Error> {
         match action {
-            Action::Pin { uid, digest } => match self.remembered.pin(uid, digest) {
-                Ok(()) => Ok(()),
-                Err(error) => Err(record_error(error)),
-            },
-            Action::Forget { key } => self.remembered.forget_previous(key).map_err(record_error),
+            Action::Pin { uid, digest } => self.remembered.pin(uid, digest).map_err(record_error)?,
+            Action::Forget { key } => self.remembered.forget_previous(key).map_err(record_error)?,
             // The status that is derived from it is the record.
-            Action::Finish { uid } => self.finish(uid, listing, now),
-            Action::Fetch { uid } => {
-                self.fetch(uid);
-                Ok(())
-            }
+            Action::Finish { uid } => self.finish(uid, listing, now)?,
+            Action::Fetch { uid } => self.fetch(uid),
             Action::Create {
                 uid,
                 digest,
                 attempt,
                 crashes,
-            } => {
-                self.create(uid, digest, *attempt, *crashes);
-                Ok(())
+            } => self.create(uid, digest, *attempt, *crashes),
+            Action::Start { id } => {
+                let Some((container, id)) = self.idle(listing, id) else {
+                    return Ok(false);
+                };
+                return self.change(id, Some(pod_of(container)), move |containers| {
+                    containers.start(&id, Attach::None).map(|_| ())
+                });
             }
-            Action::Start { id } => self.start(id, listing),
             Action::Terminate { id } => {
-                let Some((container, id)) = find(listing, id) else {
-                    return Ok(());
+                let Some((container, id)) = self.idle(listing, id) else {
+                    return Ok(false);
                 };
                 let grace = Duration::from_secs(container.spec.stop_grace.into());
                 self.board.terminating(&id.hex(), grace, now);
                 tracing::info!(container = id.short(), pod = pod_of(container), "stopping");
-                ended_anyway(self.containers.kill(&id, container.spec.stop_signal))
+                let signal = container.spec.stop_signal;
+                return self.change(id, None, move |containers| containers.kill(&id, signal));
             }
             Action::Kill { id } => {
-                let Some((container, id)) = find(listing, id) else {
-                    return Ok(());
+                let Some((container, id)) = self.idle(listing, id) else {
+                    return Ok(false);
                 };
                 self.board.killed(&id.hex(), now);
                 tracing::warn!(
@@ -337,16 +348,17 @@ impl Agent {
                     pod = pod_of(container),
                     "killing: its grace is over"
                 );
-                ended_anyway(self.containers.kill(&id, Signal::KILL))
+                return self.change(id, None, move |containers| containers.kill(&id, Signal::KILL));
             }
             Action::Remove { id } => {
-                let Some((container, id)) = find(listing, id) else {
-                    return Ok(());
+                let Some((container, id)) = self.idle(listing, id) else {
+                    return Ok(false);
                 };
                 tracing::info!(container = id.short(), pod = pod_of(container), "removing");
-                ended_anyway(self.containers.remove(&id, false))
+                return self.change(id, None, move |containers| containers.remove(&id, false));
             }
         }
+        Ok(true)
     }
 
     fn finish(&mut self, uid: &str, listing: &Listing, now: Moment) -> Result<(), container::Error> {
@@ -440,15 +452,45 @@ impl Agent {
         }
     }
 
-    fn start(&mut self, id: &str, listing: &Listing) -> Result<(), container::Error> {
-        let Some((container, id)) = find(listing, id) else {
-            return Ok(());
-        };
-        let key = pod_of(container);
-        match self.containers.start(&id, Attach::None) {
-            Ok(_) => {
+    /// The container of that id, unless a change of it is under way.
+    fn idle<'a>(&self, listing: &'a Listing, id: &str) -> Option<(&'a Container, Id)> {
+        find(listing, id).filter(|(_, id)| !self.hands.is_busy(*id))
+    }
+
+    /// Changes a container by `change`. Whether anything came to an end.
+    fn change(
+        &mut self,
+        id: Id,
+        started: Option<String>,
+        change: impl FnOnce(&Containers) -> Result<(), container::Error> + Send + 'static,
+    ) -> Result<bool, container::Error> {
+        let containers = Arc::clone(&self.containers);
+        let outcomes = self.hands.change(id, started, move || change(&containers))?;
+        let any = !outcomes.is_empty();
+        let results: Vec<_> = outcomes
+            .into_iter()
+            .map(|outcome| self.conclude(outcome))
+            .collect();
+        results.into_iter().collect::<Result<(), _>>().map(|()| any)
+    }
+
+    fn conclude(&mut self, outcome: Outcome) -> Result<(), container::Error> {
+        match outcome.started {
+            Some(key) => self.started(&key, outcome.id, outcome.result),
+            None => ended_anyway(outcome.result),
+        }
+    }
+
+    fn started(
+        &mut self,
+        key: &str,
+        id: Id,
+        result: Result<(), container::Error>,
+    ) -> Result<(), container::Error> {
+        match result {
+            Ok(()) => {
                 let now = board::now();
-                match self.ended.remove(&key) {
+                match self.ended.remove(key) {
                     Some(ended) => {
                         let gap_ms = u64::try_from((now - ended.min(now)).as_millis()).unwrap_or(u64::MAX);
                         tracing::info!(

@@ -8,8 +8,9 @@
 //!   (wait) ◄──────────── nothing left to do ──► status records, upstream
 //! ```
 //!
-//! One thread decides and acts; one fetches images, one at a time; one speaks to the cluster, if there is one. No
-//! thread waits for another, so a dead link or a dead API server touches no workload.
+//! One thread decides; what changes a container has a thread for the time it takes, which is waited for in bounds; one
+//! fetches images, one at a time; one speaks to the cluster, if there is one. So neither a dead link nor a dead API
+//! server nor a runtime that hangs on one container touches the others.
 //!
 //! The agent is crash-only: it keeps nothing in memory that it cannot read again, so SIGTERM and SIGKILL are the same
 //! to it, and workloads run on without it (their monitors are not its children). The next agent adopts them. At most
@@ -17,6 +18,7 @@
 
 mod agent;
 mod board;
+mod hands;
 mod pulls;
 mod records;
 mod spec;
@@ -33,7 +35,7 @@ use tracing_subscriber::layer::SubscriberExt;
 /// A service manager starts the next agent as soon as the last one has been killed, which may be a moment too early.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Keep this board in its desired state: run the pods of a directory, and report to a cluster.
+/// keep this board in its desired state: run the pods of a directory, and report to a cluster
 #[derive(Debug, Clone, PartialEq, Eq, argh::FromArgs, argh::ArgsInfo)]
 #[argh(subcommand, name = "agent", example = "wherry agent --watch /etc/wherry/pods")]
 pub struct Args {

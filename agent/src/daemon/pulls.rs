@@ -27,7 +27,7 @@ struct Job {
 
 /// How a fetch ended.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct Fetch {
     /// The pod.
     pub(super) uid: String,
     /// What was fetched, or why not.
@@ -60,7 +60,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) struct Puller {
     jobs: mpsc::Sender<Job>,
-    outcomes: mpsc::Receiver<Outcome>,
+    outcomes: mpsc::Receiver<Fetch>,
     ready: Arc<OwnedFd>,
     cancel: Arc<AtomicBool>,
 }
@@ -80,7 +80,7 @@ impl Puller {
             .spawn(move || {
                 for job in work {
                     let result = fetch(&store, &insecure, &job);
-                    if done.send(Outcome { uid: job.uid, result }).is_err() {
+                    if done.send(Fetch { uid: job.uid, result }).is_err() {
                         return;
                     }
                     // Never fails: the counter is far from its limit.
@@ -119,7 +119,7 @@ impl Puller {
     }
 
     /// The next outcome, if there is one.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Fetch> {
         let mut counter = [0; 8];
         // Empty or not, the channel is what counts.
         let _ = rustix::io::read(&*self.ready, &mut counter);
