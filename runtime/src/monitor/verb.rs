@@ -10,6 +10,10 @@ use super::poll::Source;
 use super::settings::Settings;
 use super::sys;
 
+/// How long `create` and `start` may take: hooks run in them and images are mounted, on slow cards too. A runtime that is
+/// stuck longer must not keep whoever started the container waiting.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// How long `delete` may take. Hooks run in it; a monitor must not stay for ever because one of them does.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,6 +43,7 @@ pub(crate) struct Verb {
     /// The read end of its standard error, where that is not the container's.
     pub(crate) errors: Option<Source>,
     pub(crate) deadline: Option<Instant>,
+    allowed: Duration,
     text: Vec<u8>,
 }
 
@@ -89,13 +94,16 @@ impl Verb {
             .map_err(|error| format!("cannot run {}: {error}", settings.runtime.display()))
             .map(|child| i32::try_from(child.id()).ok().and_then(Pid::from_raw))?
             .ok_or_else(|| "the runtime has no process id".to_owned())?;
-        let deadline = matches!(kind, Kind::Clear | Kind::Delete | Kind::DeleteForce)
-            .then(|| Instant::now() + DELETE_TIMEOUT);
+        let allowed = match kind {
+            Kind::Create | Kind::Start => START_TIMEOUT,
+            Kind::Clear | Kind::Delete | Kind::DeleteForce => DELETE_TIMEOUT,
+        };
         Ok(Self {
             kind,
             pid,
             errors,
-            deadline,
+            deadline: Some(Instant::now() + allowed),
+            allowed,
             text: Vec::new(),
         })
     }
@@ -128,6 +136,10 @@ impl Verb {
         let text = String::from_utf8_lossy(&self.text);
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
         let reason = match (line, status.terminating_signal()) {
+            // Its deadline is taken away when it is killed for it.
+            (_, Some(_)) if self.deadline.is_none() => {
+                format!("{} did not end within {} s", self.name(), self.allowed.as_secs())
+            }
             (_, Some(signal)) => format!("{} was ended by signal {signal}", self.name()),
             (Some(line), None) => line.strip_prefix("wherry-runtime: ").unwrap_or(line).to_owned(),
             (None, None) => format!("{} ended with code {code} and no reason", self.name()),
