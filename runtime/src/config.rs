@@ -421,7 +421,7 @@ mod tests {
                 Err("linux.seccomp.listenerPath"),
             ),
             (
-                r#"{"ociVersion":"1.0","mounts":[{"destination":"/a","uidMappings":[{}]}]}"#,
+                r#"{"ociVersion":"1.0","mounts":[{"destination":"/a","uidMappings":[]}]}"#,
                 Ok(&[]),
             ),
             (

@@ -342,12 +342,9 @@ pub(crate) fn enter_domain(
 ///
 /// When AppArmor is not there or does not know the profile.
 pub(crate) fn set_apparmor(profile: &str) -> Result<(), Error> {
-    let what = || format!("config.json: process.apparmorProfile: {profile:?}");
-    let open = |path: &str| std::fs::OpenOptions::new().write(true).open(path);
-    let mut file = open("/proc/self/attr/apparmor/exec")
-        .or_else(|_| open("/proc/self/attr/exec"))
-        .context(what)?;
-    std::io::Write::write_all(&mut file, format!("exec {profile}").as_bytes()).context(what)
+    let refused = |reason: String| Error::config("process.apparmorProfile", format!("{profile:?}: {reason}"));
+    // libcontainer writes through a procfs that it has verified: /proc here is the container's.
+    libcontainer::apparmor::apply_profile(profile).map_err(|e| refused(e.to_string()))
 }
 
 /// Marks everything but the standard streams and `preserved` descriptors after them as closed at exec.

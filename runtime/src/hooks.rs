@@ -60,15 +60,15 @@ fn run_one(hook: &Hook, name: &str, state: &str) -> Result<(), Error> {
             _ => {}
         }
     }
-    if let Some(seconds) = hook.timeout {
-        if !ends_within(
+    if let Some(seconds) = hook.timeout
+        && !ends_within(
             &mut child,
             Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
-        ) {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(failed(format!("not done after {seconds} s")));
-        }
+        )
+    {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(failed(format!("not done after {seconds} s")));
     }
     let status = child.wait().context(|| name.to_owned())?;
     if status.success() {

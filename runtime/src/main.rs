@@ -19,12 +19,15 @@ struct Args {
     /// format of the log: text or json
     #[argh(option, default = "String::from(\"text\")")]
     log_format: String,
-    /// accepted: cgroups are made in a delegated hierarchy, never through systemd
+    /// accepted, engines pass it: containers get no cgroup of their own, neither from systemd nor otherwise
     #[argh(switch)]
-    #[expect(dead_code, reason = "engines pass it, and nothing depends on it")]
+    #[expect(dead_code, reason = "accepted without effect, and said so")]
     systemd_cgroup: bool,
+    /// print the version
+    #[argh(switch)]
+    version: bool,
     #[argh(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
 }
 
 #[derive(FromArgs)]
@@ -44,8 +47,22 @@ enum Verb {
 
 /// Options that take no value: every other one takes the next word.
 const SWITCHES: &[&str] = &[
-    "--systemd-cgroup", "--no-pivot", "--no-new-keyring", "--all", "-a", "--force", "-f", "--tty", "-t", "--detach",
-    "-d", "--quiet", "-q", "--help", "help",
+    "--systemd-cgroup",
+    "--version",
+    "--no-pivot",
+    "--no-new-keyring",
+    "--all",
+    "-a",
+    "--force",
+    "-f",
+    "--tty",
+    "-t",
+    "--detach",
+    "-d",
+    "--quiet",
+    "-q",
+    "--help",
+    "help",
 ];
 
 /// Makes `--name=value` two words, up to the words of a program to run.
@@ -59,7 +76,9 @@ fn split_values(words: impl Iterator<Item = String>) -> Vec<String> {
             continue;
         }
         match word.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => split.extend([name.to_owned(), value.to_owned()]),
+            Some((name, value)) if name.starts_with("--") => {
+                split.extend([name.to_owned(), value.to_owned()])
+            }
             _ if word.starts_with('-') && word.len() > 1 => {
                 let takes_value = !SWITCHES.contains(&word.as_str());
                 split.push(word);
@@ -100,7 +119,18 @@ fn main() -> ExitCode {
             };
         }
     };
-    let result = match args.verb {
+    if args.version {
+        let _ = writeln!(out, "wherry-runtime version {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    let Some(verb) = args.verb else {
+        let _ = writeln!(
+            std::io::stderr(),
+            "wherry-runtime: a verb is missing (see {program} --help)"
+        );
+        return ExitCode::FAILURE;
+    };
+    let result = match verb {
         Verb::Monitor(options) => monitor::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Forward(options) => forward::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         verb => run(&args.root, verb, &mut out).map_err(|e| (e.to_string(), e.exit_code())),

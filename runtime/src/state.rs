@@ -31,7 +31,7 @@ const MAX_RECORD: u64 = 4 << 20;
 /// Longest container id: a file name.
 const MAX_ID: usize = 255;
 
-/// How often a process is looked at where the kernel has no pidfd.
+/// How often a lock is tried again, and a process looked at where the kernel has no pidfd.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A process that cannot be mistaken for another.
@@ -231,7 +231,7 @@ impl Root {
             Err(e) => return Err(e).context(|| path.display().to_string()),
         }
         let directory = Directory::open(id, path)?;
-        directory.lock(false)?;
+        directory.lock(Duration::ZERO)?;
         Ok(directory)
     }
 
@@ -303,21 +303,27 @@ impl Directory {
         })
     }
 
-    /// Takes the container's lock until this value is dropped; false if somebody else has it and `wait` is not set.
-    pub(crate) fn lock(&self, wait: bool) -> Result<bool, Error> {
-        let operation = if wait {
-            FlockOperation::LockExclusive
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
+    /// Takes the container's lock until this value is dropped; false if somebody else still has it after `patience`.
+    ///
+    /// A creation holds it, and the processes of one whose creator was killed until they notice.
+    pub(crate) fn lock(&self, patience: Duration) -> Result<bool, Error> {
+        let start = std::time::Instant::now();
         loop {
-            match rustix::fs::flock(&self.lock, operation) {
+            match rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(true),
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() >= patience => return Ok(false),
+                // There is no lock with a timeout.
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOOK),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e).context(|| format!("lock container {}", self.id)),
             }
         }
+    }
+
+    /// Gives the lock back, also for processes that inherited it.
+    pub(crate) fn unlock(&self) -> Result<(), Error> {
+        rustix::fs::flock(&self.lock, FlockOperation::Unlock)
+            .context(|| format!("unlock container {}", self.id))
     }
 
     /// Whether the name still stands for this directory: somebody may have deleted it before the lock was taken.

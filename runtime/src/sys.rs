@@ -216,6 +216,16 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// The open descriptors among `count` from `first` on, which this program was given and keeps to its end.
+pub(crate) fn inherited_range(first: RawFd, count: u32) -> Vec<BorrowedFd<'static>> {
+    let numbers = first..first.saturating_add_unsigned(count);
+    // SAFETY: they are open, no value of ours owns them, and nothing closes them before the program is replaced.
+    numbers
+        .filter(|fd| is_open(*fd))
+        .map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+        .collect()
+}
+
 /// Takes ownership of an inherited descriptor.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     if !is_open(fd) {

@@ -97,14 +97,12 @@ pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<Packet>> {
     if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
-    Ok(match buffer.get(..message.bytes).and_then(<[u8]>::split_first) {
-        Some((kind, payload)) => Some(Packet {
-            kind: *kind,
-            payload: payload.to_vec(),
-            fds,
-        }),
-        None => None,
-    })
+    let received = buffer.get(..message.bytes).and_then(<[u8]>::split_first);
+    Ok(received.map(|(kind, payload)| Packet {
+        kind: *kind,
+        payload: payload.to_vec(),
+        fds,
+    }))
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl Request {
 
 /// Init: prepares, waits for `start`, becomes the program.
 pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, terminal: Option<&OwnedFd>) -> ! {
-    let started = wait_for_start(plan, inherited, &channel);
+    let started = wait_for_start(plan, inherited, &channel, terminal);
     let program = match started {
         Ok(Some(program)) => program,
         Ok(None) => sys::exit_now(1),
@@ -108,14 +108,34 @@ pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, termina
             sys::exit_now(error.exit_code())
         }
     };
-    let error = become_init(plan, inherited, terminal, &program);
+    let error = become_init(plan, inherited, &program);
     super::report(channel.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
 
-fn wait_for_start(plan: &Plan, inherited: &Inherited, channel: &OwnedFd) -> Result<Option<CString>, Error> {
+fn wait_for_start(
+    plan: &Plan,
+    inherited: &Inherited,
+    channel: &OwnedFd,
+    terminal: Option<&OwnedFd>,
+) -> Result<Option<CString>, Error> {
+    let preserved: Vec<BorrowedFd<'_>> = sys::inherited_range(3, inherited.preserved);
+    let mut keep = vec![
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    keep.extend([channel.as_fd(), inherited.setup.as_fd()]);
+    keep.extend(terminal.map(AsFd::as_fd));
+    keep.extend(preserved);
+    sys::close_all_but(&keep).context(|| "close_range")?;
     if wire::receive(channel).context(|| "spawner")?.is_none() {
         return Ok(None);
+    }
+    rustix::process::setsid().context(|| "setsid")?;
+    if let Some(terminal) = terminal {
+        // Now, not at the start: the creator's streams are not the container's.
+        take_terminal(terminal.as_fd())?;
     }
     enter_directory(&plan.process.cwd)?;
     let program = locate(&plan.process)?;
@@ -123,12 +143,8 @@ fn wait_for_start(plan: &Plan, inherited: &Inherited, channel: &OwnedFd) -> Resu
     Ok(wire::receive(channel).context(|| "spawner")?.map(|_| program))
 }
 
-fn become_init(plan: &Plan, inherited: &Inherited, terminal: Option<&OwnedFd>, program: &CStr) -> Error {
+fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
     let prepare = || -> Result<(), Error> {
-        rustix::process::setsid().context(|| "setsid")?;
-        if let Some(terminal) = terminal {
-            take_terminal(terminal.as_fd())?;
-        }
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         hooks::run(
             &plan.hooks.start_container,

@@ -231,10 +231,12 @@ impl Spawner<'_> {
                 self.accept();
             }
         }
+        // It may have said why before it ended.
+        self.init_spoke();
         // The kernel has killed what was left in the pid namespace; tell those who wait.
         while !self.clients.iter().all(|client| client.pid.is_none()) {
             match rustix::process::wait(WaitOptions::empty()) {
-                Ok(Some((pid, status))) => self.ended(pid, status.as_raw() as i32),
+                Ok(Some((pid, status))) => self.ended(pid, status.as_raw()),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => break,
             }
@@ -258,7 +260,7 @@ impl Spawner<'_> {
 
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            self.ended(pid, status.as_raw() as i32);
+            self.ended(pid, status.as_raw());
         }
     }
 

@@ -93,7 +93,7 @@ mod tests {
         ] {
             assert_eq!(
                 table.number(name, native).map(i64::from),
-                Some(number as i64),
+                Some(i64::from(number as libc::c_int)),
                 "{name}"
             );
         }

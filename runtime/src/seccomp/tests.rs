@@ -141,10 +141,13 @@ fn profile(text: &str) -> Result<Filter, Error> {
     Filter::compile(&serde_json::from_str(text).unwrap(), &mut Vec::new())
 }
 
+/// An operator, its value and second value, and arguments with whether they match.
+type Comparison<'a> = (&'a str, u64, u64, &'a [(u64, bool)]);
+
 #[test]
 fn arguments_are_compared_in_all_their_64_bits() {
     let big = 0x1_0000_0005u64;
-    let cases: &[(&str, u64, u64, &[(u64, bool)])] = &[
+    let cases: &[Comparison<'_>] = &[
         ("EQ", big, 0, &[(big, true), (5, false), (big + 1, false)]),
         ("NE", big, 0, &[(big, false), (5, true), (big - 1, true)]),
         (

@@ -122,6 +122,7 @@ fn record(
     };
     match write() {
         Ok(record) => {
+            directory.unlock()?;
             launched.commit()?;
             Ok(record)
         }

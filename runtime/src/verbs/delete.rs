@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::hooks;
 use crate::state::{Directory, Record, Root, Status};
 
-/// How long a killed init may take: it ends when the last process of its pid namespace has.
+/// How long a killed init may take, which ends when the last process of its pid namespace has; and a creation.
 const KILLED: Duration = Duration::from_secs(10);
 
 /// How long the spawner may take to notice that init ended before it is killed.
@@ -35,7 +35,7 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
         })
     };
     // A creator holds the lock until the container is recorded; whoever deletes holds it to the end.
-    if !directory.lock(false)? {
+    if !directory.lock(if force { KILLED } else { Duration::ZERO })? {
         return refuse(Status::Creating);
     }
     if !directory.is_current()? {

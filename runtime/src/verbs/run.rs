@@ -61,7 +61,7 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         foreground.run(None, |event| match event {
             Event::Signal(libc::SIGCHLD) => loop {
                 match rustix::process::wait(WaitOptions::NOHANG) {
-                    Ok(Some((pid, status))) if Some(pid) == init => return Ok(Some(status.as_raw() as i32)),
+                    Ok(Some((pid, status))) if Some(pid) == init => return Ok(Some(status.as_raw())),
                     Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                     Ok(None) | Err(_) => return Ok(None),
                 }

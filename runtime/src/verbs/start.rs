@@ -29,8 +29,6 @@ pub(super) fn start(directory: &Directory, record: &Record) -> Result<(), Error>
     match state::ask(&spawner, Message::Start, &[])? {
         Some(packet) if packet.kind == Message::Done as u8 => {}
         Some(packet) => return Err(launch::reported(&packet)),
-        // The program ran and ended before the spawner could say so: init's channel closed first, so it was executed.
-        None if !record.init.is_alive() => {}
         None => {
             return Err(Error::Launch {
                 code: 1,
