@@ -149,7 +149,7 @@ pub struct Exec {
     /// give it a terminal
     #[argh(switch, short = 't')]
     pub tty: bool,
-    /// user id, or user and group ids: U[:G]
+    /// user id, or user and group ids as UID:GID
     #[argh(option, short = 'u')]
     pub user: Option<String>,
     /// working directory
