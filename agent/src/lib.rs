@@ -11,5 +11,4 @@ pub mod daemon;
 pub mod source;
 pub mod upstream;
 
-mod causes;
 mod sys;

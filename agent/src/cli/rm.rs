@@ -34,7 +34,8 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     let containers = place.containers()?;
-    for_each(&args.first, &args.more, |name| {
+    let names: Vec<String> = std::iter::once(&args.first).chain(&args.more).cloned().collect();
+    for_each(&names, |name| {
         let removed = containers
             .find(name)
             .and_then(|container| containers.remove(&container.id, args.force));
@@ -43,5 +44,6 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
             Err(container::Error::NotFound(_)) if args.force => Ok(()),
             other => Ok(other?),
         }
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
