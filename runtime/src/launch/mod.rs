@@ -155,8 +155,12 @@ pub(crate) fn launch(
 ) -> Result<Launched, Error> {
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     let inherited = inherit(theirs)?;
-    let flags = plan.new.bits() & !UnshareFlags::NEWPID.bits();
-    let mounter = match sys::fork(flags as i32) {
+    let flags = if plan.joins_user_namespace() {
+        UnshareFlags::empty()
+    } else {
+        plan.new
+    };
+    let mounter = match sys::fork(flags.bits() as i32) {
         Ok(Side::Child) => {
             drop(ours);
             prepare::run(plan, &inherited)

@@ -78,19 +78,10 @@ impl Plan {
         !rustix::process::geteuid().is_root() || self.new.contains(UnshareFlags::NEWUSER)
     }
 
-    /// Whether a group id exists inside.
-    pub(crate) fn has_group(&self, gid: u32) -> bool {
-        self.mappings
-            .as_ref()
-            .is_none_or(|mappings| contains(&mappings.gids, gid))
+    /// Whether new namespaces can only be made after a user namespace was joined.
+    pub(crate) fn joins_user_namespace(&self) -> bool {
+        self.joined_kinds.contains(UnshareFlags::NEWUSER)
     }
-}
-
-fn contains(mappings: &[IdMapping], id: u32) -> bool {
-    mappings.iter().any(|m| {
-        id.checked_sub(m.container_id)
-            .is_some_and(|offset| offset < m.size)
-    })
 }
 
 /// Checks a bundle.

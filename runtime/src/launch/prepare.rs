@@ -13,7 +13,7 @@ use rustix::thread::UnshareFlags;
 
 use super::mounts::{self, Site};
 use super::plan::{Pids, Plan};
-use super::{Inherited, Message, spawner};
+use super::{Inherited, Message, program, spawner};
 use crate::config::Device;
 use crate::error::{Context, Error};
 use crate::resolve::{self, Leaf};
@@ -22,6 +22,9 @@ use crate::{hooks, network, wire};
 
 /// Device nodes that every container has.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Group of terminals, by which container engines mount devpts.
+const TTY_GROUP: u32 = 5;
 
 /// Symlinks that every container has, beneath `/dev`.
 const LINKS: &[(&str, &str)] = &[
@@ -57,7 +60,7 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
         own_network: owns(plan, UnshareFlags::NEWNET),
         own_ipc: owns(plan, UnshareFlags::NEWIPC),
         own_pids: !matches!(plan.pids, Pids::Host),
-        has_tty_group: plan.has_group(5),
+        has_tty_group: has_group(TTY_GROUP)?,
         warnings: Vec::new(),
     };
     for mounting in plan.mounts.iter().filter(|m| !m.is_late()) {
@@ -83,6 +86,8 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
         resolve::make(root.as_fd(), Path::new("proc"), Leaf::Directory).context(|| "make /proc")?;
     }
 
+    // What is forked from here on is undumpable, until it executes a program: nobody can trace it or open its /proc files.
+    program::hide(true)?;
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     match sys::fork(libc::CLONE_PARENT).context(|| "fork the spawner")? {
         Side::Child => {
@@ -166,6 +171,18 @@ fn finish(
     wire::send(spawner, Message::Continue as u8, &[], &[]).context(|| "spawner")
 }
 
+/// Whether a group exists in this user namespace, new or joined.
+fn has_group(gid: u32) -> Result<bool, Error> {
+    let map = std::fs::read_to_string("/proc/self/gid_map").context(|| "/proc/self/gid_map")?;
+    Ok(map.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+        match (fields.next(), fields.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => gid.checked_sub(first).is_some_and(|offset| offset < count),
+            _ => false,
+        }
+    }))
+}
+
 fn owns(plan: &Plan, flag: UnshareFlags) -> bool {
     plan.new.contains(flag) || plan.joined_kinds.contains(flag)
 }
@@ -173,6 +190,9 @@ fn owns(plan: &Plan, flag: UnshareFlags) -> bool {
 fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
     for namespace in &plan.joined {
         rustix::thread::move_into_link_name_space(namespace.as_fd(), None).context(|| "join a namespace")?;
+    }
+    if plan.joins_user_namespace() {
+        sys::unshare(plan.new).context(|| "new namespaces")?;
     }
     inherited.await_message(Message::Mapped)?;
     if plan.in_user_namespace() {
@@ -191,9 +211,6 @@ fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
         std::fs::write("/proc/self/oom_score_adj", score.to_string())
             .context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
-    // From here on no process of the container's user can trace us or look into our /proc entry.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context(|| "become undumpable")?;
     rustix::process::umask(Mode::empty());
     if plan.new.contains(UnshareFlags::NEWNET) {
         network::loopback().context(|| "bring up lo")?;

@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{self, Plan};
+use super::plan::{self, Pids, Plan};
 use super::{Inherited, Message};
 use crate::config::{CapabilitySets, Process, User};
 use crate::confine::{self, Credentials};
@@ -139,8 +139,24 @@ fn wait_for_start(
     }
     enter_directory(&plan.process.cwd)?;
     let program = locate(&plan.process)?;
+    // While it waits its owner may look at it: engines and hooks enter its network namespace by /proc/PID/ns. Nothing
+    // of the container runs yet, and nothing else is in a pid namespace of its own.
+    hide(!matches!(plan.pids, Pids::New))?;
     inherited.tell(Message::Ready)?;
-    Ok(wire::receive(channel).context(|| "spawner")?.map(|_| program))
+    let started = wire::receive(channel).context(|| "spawner")?;
+    hide(true)?;
+    Ok(started.map(|_| program))
+}
+
+/// Makes this process and those forked from it undumpable, or dumpable again.
+pub(super) fn hide(hidden: bool) -> Result<(), Error> {
+    use rustix::process::DumpableBehavior;
+    let behavior = if hidden {
+        DumpableBehavior::NotDumpable
+    } else {
+        DumpableBehavior::Dumpable
+    };
+    rustix::process::set_dumpable_behavior(behavior).context(|| "dumpable")
 }
 
 fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {

@@ -323,6 +323,12 @@ impl Spawner<'_> {
                 }
                 Err(error) => answer(&error),
             },
+            // Until then init could be traced by what exec would bring in.
+            Some(Message::Exec) if self.init_channel.is_some() => {
+                answer(&Error::Usage(
+                    "exec: the container's program is not executed yet".into(),
+                ));
+            }
             Some(Message::Exec) => match self.exec(packet) {
                 Ok(pid) => {
                     let _ =

@@ -323,3 +323,35 @@ pub(crate) fn inherit(command: &mut Command, fds: &[(i32, i32)]) {
         });
     }
 }
+
+/// Seizes and attaches to process 1, which must be allowed, and lets it go again.
+#[allow(unsafe_code)]
+pub(crate) fn trace_first_process() {
+    let check = |what: &str, result: libc::c_long| {
+        assert!(result >= 0, "{what}: {}", std::io::Error::last_os_error());
+    };
+    let null = std::ptr::null_mut::<libc::c_void>();
+    let wait = || {
+        let mut status = 0;
+        // SAFETY: a valid place for the status.
+        check(
+            "waitpid",
+            unsafe { libc::waitpid(1, &raw mut status, libc::__WALL) }.into(),
+        );
+        assert!(libc::WIFSTOPPED(status), "{status:#x}");
+    };
+    // SAFETY: requests on another process, without memory of ours.
+    unsafe {
+        check("PTRACE_SEIZE", libc::ptrace(libc::PTRACE_SEIZE, 1, null, null));
+        check(
+            "PTRACE_INTERRUPT",
+            libc::ptrace(libc::PTRACE_INTERRUPT, 1, null, null),
+        );
+        wait();
+        check("PTRACE_DETACH", libc::ptrace(libc::PTRACE_DETACH, 1, null, null));
+        check("PTRACE_ATTACH", libc::ptrace(libc::PTRACE_ATTACH, 1, null, null));
+        wait();
+        check("PTRACE_DETACH", libc::ptrace(libc::PTRACE_DETACH, 1, null, null));
+    }
+    println!("seized, stopped, attached, stopped and let go");
+}
