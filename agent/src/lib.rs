@@ -11,4 +11,5 @@ pub mod daemon;
 pub mod source;
 pub mod upstream;
 
+mod causes;
 mod sys;

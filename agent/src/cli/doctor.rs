@@ -77,6 +77,7 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
         namespaces(&root),
         landlock(),
         seccomp(),
+        unpacking(),
         cgroups(),
         ids(),
         network(),
@@ -297,6 +298,22 @@ fn probe(dir: &Path) -> Result<(), (&'static str, io::Error)> {
     match merged.join("file").exists() || !lower.join("file").exists() {
         true => Err(("overlay", io::Error::other("a removed file is still there"))),
         false => Ok(()),
+    }
+}
+
+/// What keeps the parsers of foreign layers away from everything else.
+fn unpacking() -> Finding {
+    match wherry_images::cage::missing().as_slice() {
+        [] => finding(
+            "unpacking",
+            Outcome::Ok,
+            "foreign layers are parsed under landlock and seccomp",
+        ),
+        missing => finding(
+            "unpacking",
+            Outcome::Lost,
+            format!("foreign layers are parsed without {}", missing.join(" and ")),
+        ),
     }
 }
 

@@ -3,8 +3,10 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::io::Write;
+use std::process::ExitCode;
 
 use super::registry;
+use crate::causes;
 use crate::container;
 
 /// One line for standard error, and what the process exits with.
@@ -23,18 +25,9 @@ impl Failure {
         }
     }
 
-    /// The error and its causes in one line. A cause that its parent has already told is not told again.
+    /// The error and its causes in one line.
     pub(super) fn of(error: &dyn Error) -> Self {
-        let mut line = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !line.contains(&text) {
-                line = format!("{line}: {text}");
-            }
-            cause = error.source();
-        }
-        Self::new(line.replace('\n', " "))
+        Self::new(causes::line(error))
     }
 
     /// `what: error`.
@@ -109,11 +102,12 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 /// Does the same to each of several containers and prints the names of those that worked, as docker does; the others
 /// get a line each. Fails if one of them failed.
 pub(super) fn for_each(
-    names: &[String],
+    first: &String,
+    more: &[String],
     mut act: impl FnMut(&str) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     let mut failed = None;
-    for name in names {
+    for name in std::iter::once(first).chain(more) {
         match act(name) {
             Ok(()) => print(&format!("{name}\n"))?,
             Err(failure) => {
@@ -124,5 +118,5 @@ pub(super) fn for_each(
             }
         }
     }
-    failed.map_or(Ok(()), Err)
+    failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }

@@ -31,10 +31,8 @@ pub struct Args {
 pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     let signal = args.signal.as_deref().map_or(Ok(Signal::KILL), Signal::parse)?;
     let containers = place.containers()?;
-    let names: Vec<String> = std::iter::once(&args.first).chain(&args.more).cloned().collect();
-    for_each(&names, |name| {
+    for_each(&args.first, &args.more, |name| {
         let container = containers.find(name)?;
         Ok(containers.kill(&container.id, signal)?)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }

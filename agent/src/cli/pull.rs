@@ -109,6 +109,9 @@ pub(super) fn fetch(
         show.progress(progress)
     });
     show.finish_bar();
+    for warning in pulled.iter().flat_map(|pulled| &pulled.warnings) {
+        let _ = writeln!(io::stderr(), "wherry: warning: {warning}");
+    }
     pulled.map_err(|error| {
         let advice = match &error {
             pull::Error::Registry(error) => registry::advice(error),

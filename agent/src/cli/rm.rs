@@ -34,8 +34,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     let containers = place.containers()?;
-    let names: Vec<String> = std::iter::once(&args.first).chain(&args.more).cloned().collect();
-    for_each(&names, |name| {
+    for_each(&args.first, &args.more, |name| {
         let removed = containers
             .find(name)
             .and_then(|container| containers.remove(&container.id, args.force));
@@ -44,6 +43,5 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
             Err(container::Error::NotFound(_)) if args.force => Ok(()),
             other => Ok(other?),
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }

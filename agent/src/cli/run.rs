@@ -303,11 +303,7 @@ fn spec(args: &Args, image: &Image) -> Result<Spec, Failure> {
             .or(args.net.as_deref())
             .unwrap_or("private"),
     )?;
-    if spec.network == Network::None && !spec.ports.is_empty() {
-        return Err(Failure::new(
-            "run -p: nothing is published with --network none; use --network private",
-        ));
-    }
+    check_ports(spec.network, &spec.ports)?;
     if let Some(path) = &args.workdir {
         if !path.starts_with('/') {
             return Err(Failure::new(format!(
@@ -352,6 +348,25 @@ fn spec(args: &Args, image: &Image) -> Result<Spec, Failure> {
     Ok(spec)
 }
 
+/// Refuses what a network would leave unpublished without a word.
+fn check_ports(network: Network, ports: &[Port]) -> Result<(), Failure> {
+    let mapped = |port: &&Port| port.host_port != 0 && port.host_port != port.container_port;
+    match network {
+        Network::None if !ports.is_empty() => Err(Failure::new(
+            "run -p: nothing is published with --network none; use --network private",
+        )),
+        Network::Host => ports.iter().find(mapped).map_or(Ok(()), |port| {
+            let inside = port.container_port;
+            Err(Failure::new(format!(
+                "run -p {}:{inside}: with --network host no port is mapped; write -p {inside}:{inside}, or use \
+                 --network private",
+                port.host_port
+            )))
+        }),
+        Network::None | Network::Private => Ok(()),
+    }
+}
+
 fn network(text: &str) -> Result<Network, Failure> {
     match text {
         "host" => Ok(Network::Host),
@@ -375,4 +390,24 @@ pub(super) fn env_flag(line: &str) -> Result<Option<(String, String)>, Failure> 
         Some((name, value)) => Some((name.into(), value.into())),
         None => std::env::var(name).ok().map(|value| (name.into(), value)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_the_host_network_a_mapping_is_refused() {
+        for (port, refused) in [
+            ("8080:80", true),
+            ("127.0.0.1:8080:80", true),
+            ("80:80", false),
+            ("80", false),
+        ] {
+            let ports = [Port::parse(port).unwrap()];
+            assert_eq!(check_ports(Network::Host, &ports).is_err(), refused, "{port}");
+            assert!(check_ports(Network::Private, &ports).is_ok(), "{port}");
+            assert!(check_ports(Network::None, &ports).is_err(), "{port}");
+        }
+    }
 }

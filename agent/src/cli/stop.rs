@@ -31,11 +31,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     let containers = place.containers()?;
-    let names: Vec<String> = std::iter::once(&args.first).chain(&args.more).cloned().collect();
-    for_each(&names, |name| {
+    for_each(&args.first, &args.more, |name| {
         let container = containers.find(name)?;
         let grace = Duration::from_secs(args.time.unwrap_or(container.spec.stop_grace).into());
         Ok(containers.stop(&container.id, grace)?)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }

@@ -14,10 +14,11 @@ use wherry_sync::status;
 
 use super::board::{self, Board};
 use super::hands::{Hands, Outcome};
-use super::pulls::{Fetch, Puller, line};
+use super::pulls::{Fetch, Puller};
 use super::records::Records;
 use super::wait::{self, Watch};
 use super::{Args, Error, spec};
+use crate::causes::line;
 use crate::container::{self, Attach, Container, Containers, Id, Listing, Owner, Signal, Timestamp};
 use crate::source::{Change, Directory, Reading, Refusal, Remembered, Source};
 use crate::upstream::{PodReport, Reporter};

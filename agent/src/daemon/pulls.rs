@@ -16,6 +16,7 @@ use wherry_images::registry::{Client, Options};
 use wherry_images::{Class, Reference, Store};
 
 use super::Error;
+use crate::causes::line;
 
 /// An image to fetch for a pod.
 #[derive(Debug)]
@@ -157,21 +158,6 @@ fn fetch(store: &Store, insecure: &[String], job: &Job) -> Result<Fetched, Failu
         wire: pulled.wire,
         record: record(&pulled, milliseconds),
     })
-}
-
-/// An error and its causes in one line.
-pub(super) fn line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 fn record(pulled: &Pulled, milliseconds: u64) -> Value {

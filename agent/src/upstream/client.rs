@@ -10,6 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 use super::cluster::{Answer, Request};
+use crate::causes::line;
 
 /// No answer takes longer on a link that works at all; past it, the next attempt is due.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,18 +85,4 @@ impl Client {
             Err(_) => Err(Error::Link(format!("no answer within {} s", TIMEOUT.as_secs()))),
         }
     }
-}
-
-fn line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line
 }
