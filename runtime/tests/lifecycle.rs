@@ -571,3 +571,28 @@ fn preserved_descriptors_and_no_others() {
         .unwrap();
     assert_eq!(text(&finish(child).stdout), "0\n1\n2\n3\n");
 }
+
+#[test]
+fn many_processes_come_and_go_at_once() {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.start();
+    // One ends in the moment in which another is asked for: the spawner sees both at once.
+    std::thread::scope(|scope| {
+        for caller in 0..8 {
+            let bundle = &bundle;
+            scope.spawn(move || {
+                for round in 0..40 {
+                    let wanted = (caller + round) % 7;
+                    let output = bundle.call(&["exec", "c", "sh", "-c", &format!("exit {wanted}")]);
+                    assert_eq!(
+                        output.status.code(),
+                        Some(wanted),
+                        "caller {caller}, round {round}: {}",
+                        text(&output.stderr)
+                    );
+                }
+            });
+        }
+    });
+    assert_eq!(bundle.status(), "running");
+}

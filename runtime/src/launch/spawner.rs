@@ -216,16 +216,17 @@ impl Spawner<'_> {
                     .collect();
                 (readable, clients > channel && ready(channel), ready(1), ready(0))
             };
-            if children {
-                while sys::next_signal(self.children.as_fd()).is_some() {}
-                self.reap();
-            }
             if init_readable {
                 self.init_spoke();
             }
+            // Before the reaping, which moves clients: these are positions, the highest first.
             while let Some(index) = readable.pop() {
                 let client = self.clients.swap_remove(index);
                 self.request(client.connection);
+            }
+            if children {
+                while sys::next_signal(self.children.as_fd()).is_some() {}
+                self.reap();
             }
             if listener {
                 self.accept();
