@@ -1,4 +1,40 @@
 //! An OCI bundle becomes a confined process.
+//!
+//! # The launch
+//!
+//! `create` makes three processes, each from the one before, and leaves two of them:
+//!
+//! ```text
+//! creator ──clone──▶ mounter ──clone(PARENT)──▶ spawner ──clone(PARENT)──▶ init
+//!    │ user, mount, network,    │ joins the Landlock      │ sees itself as 1, closes all
+//!    │ ipc, uts, cgroup         │ domain, makes the pid   │ descriptors, waits
+//!    │ namespaces               │ namespace               │
+//!    ├─ maps the ids ─────────▶ │                         │
+//!    │  (uid_map or newuidmap)  ├─ enters the namespaces that are joined
+//!    ├─ hooks ◀──────────────── ├─ makes the tree private, mounts the root, all but proc and sysfs
+//!    │  prestart, createRuntime │                         │
+//!    │                          ├─ procfs of the new pid namespace, masks, createContainer, pivots
+//!    │ ◀── pids ─────────────── ┴─ ends                   │
+//!    │ ◀────────────────────────────────────────── ready ─┤ found its program
+//!    ├─ records the container                             │
+//!    ├─ commit ───────────────▶ spawner: lets go of everything but exec.sock
+//!    ┴─ ends                                              │
+//!  start ─────────────────────▶ spawner ──── start ─────▶ │ startContainer, ids, capabilities, seccomp, exec
+//!  exec ──────────────────────▶ spawner ── forks another one, with the same confinement
+//! ```
+//!
+//! Why a spawner: Landlock domains nest and siblings can neither signal nor trace one another, so whatever `exec` makes
+//! has to be born inside init's domain; and it stays outside of the pid namespace, so that the container never sees it.
+//! Until *commit*, the end of the creator's socket ends the others: a creator that is killed leaves nothing that runs.
+//! The creator is single-threaded, so a fork is all that it takes; nothing is executed again and no copy of the binary
+//! is made where Landlock keeps it out of reach (`seal` makes one where it does not).
+//!
+//! # What is a library's
+//!
+//! `landlock` and `caps` enforce what `policy` decided; `libcontainer` applies AppArmor's profile. Its mounts, ids and
+//! hooks are not used: they work in init, after the pid namespace and before its own order of confinement, while here
+//! the mounter does them in front of it, beneath a descriptor of the root (`resolve`) and with ids that 32-bit ARM gets
+//! right; its seccomp needs a C library. Filters are compiled here (`seccomp`), which costs no start any time.
 
 pub mod config;
 mod confine;

@@ -325,14 +325,6 @@ fn over_our_own_registry() {
     with_registry(dir.path(), the_whole_way);
 }
 
-/// One without the referrers API, where the fallback tag is used:
-/// `REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/tmp/registry docker-registry serve /etc/docker/registry/config.yml`
-#[test]
-#[ignore = "needs docker-registry on 127.0.0.1:5000"]
-fn over_a_registry_without_referrers() {
-    the_whole_way("127.0.0.1:5000".parse().unwrap());
-}
-
 #[test]
 fn what_is_no_delta_is_passed_over() {
     let dir = tempfile::tempdir().unwrap();
