@@ -295,7 +295,7 @@ fn without_landlock_the_container_starts_from_a_sealed_copy() {
         .spawn()
         .unwrap();
     assert!(finish(child).status.success());
-    // While init waits it is undumpable; root may look all the same.
+    // The owner may ask for the file by its name only where nothing else hides it: root looks.
     if ids().0 != rustix::process::getuid().as_raw() {
         let state: serde_json::Value = serde_json::from_str(&bundle.ok(&["state", "c"])).unwrap();
         let exe = std::fs::read_link(format!("/proc/{}/exe", state["pid"])).unwrap();
@@ -408,4 +408,27 @@ fn hostile_bundles_are_refused_by_field_and_leave_nothing() {
             text(&output.stderr)
         );
     }
+}
+
+#[test]
+fn an_engine_finds_the_network_namespace_before_and_after_start() {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.create();
+    let namespace = |pid: &str| {
+        let mut command = support::as_user("readlink");
+        let child = command
+            .arg(format!("/proc/{pid}/ns/net"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        text(&finish(child).stdout).clone()
+    };
+    let pid = bundle.pid().to_string();
+    let waiting = namespace(&pid);
+    assert!(waiting.starts_with("net:["), "{waiting:?}");
+    assert_ne!(waiting, namespace("self"));
+    bundle.ok(&["start", "c"]);
+    assert_eq!(namespace(&pid), waiting);
 }

@@ -132,8 +132,8 @@ impl Bundle {
         self.call(&["run", "c"])
     }
 
-    /// Creates and starts the container `c` with its output going nowhere.
-    pub(crate) fn start(&self) -> &Self {
+    /// Creates the container `c` with its output going nowhere.
+    pub(crate) fn create(&self) -> &Self {
         self.write();
         // The container inherits these: a pipe would not end before it.
         let errors = std::fs::File::create(self.path().join("errors")).unwrap();
@@ -146,7 +146,12 @@ impl Bundle {
             .unwrap();
         let errors = || std::fs::read_to_string(self.path().join("errors")).unwrap();
         assert!(finish(child).status.success(), "create: {}", errors());
-        self.ok(&["start", "c"]);
+        self
+    }
+
+    /// Creates and starts the container `c` with its output going nowhere.
+    pub(crate) fn start(&self) -> &Self {
+        self.create().ok(&["start", "c"]);
         self
     }
 
