@@ -4,8 +4,8 @@
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -90,4 +90,54 @@ pub fn trace(pid: rustix::process::Pid) -> std::io::Result<()> {
         return Err(std::io::Error::last_os_error());
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// Forks into new namespaces (`CLONE_NEW*`) with one clone3; `None` is the child. For programs with one thread.
+pub fn fork_into(namespaces: i32) -> std::io::Result<Option<rustix::process::Pid>> {
+    // SAFETY: all-zero is a valid value of this structure of numbers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from(namespaces.unsigned_abs());
+    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    // SAFETY: without CLONE_VM the child has memory of its own, as after fork; the callers have one thread, so no lock is
+    // held by a thread that the child lacks. The kernel reads `size_of` bytes of the structure.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match i32::try_from(result) {
+        Ok(0) => Ok(None),
+        Ok(pid) if pid > 0 => Ok(rustix::process::Pid::from_raw(pid)),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Waits for a child: how it ended, and the largest resident set in kilobytes of it and those that it waited for.
+pub fn wait_measured(pid: rustix::process::Pid) -> std::io::Result<(ExitStatus, u64)> {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid value of this structure of numbers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: wait4 writes one int and one rusage to valid places.
+        let result = unsafe { libc::wait4(pid.as_raw_nonzero().get(), &raw mut status, 0, &raw mut usage) };
+        if result >= 0 {
+            let kilobytes = u64::try_from(usage.ru_maxrss).unwrap_or(0);
+            return Ok((ExitStatus::from_raw(status), kilobytes));
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Moves this process into a mount namespace of its own, from which nothing spreads. For programs with one thread.
+pub fn own_mounts() -> std::io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    // SAFETY: a mount namespace shares no descriptor table, and the callers have one thread.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    Ok(())
 }

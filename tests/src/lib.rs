@@ -2,6 +2,7 @@
 //! sample images, real registries, and processes run as an ordinary user.
 
 pub mod board;
+pub mod bundle;
 pub mod flaky;
 pub mod http;
 pub mod kernel;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// The user that root's tests run as.
 const ORDINARY_USER: &str = "wherry-test";
-/// The programs that a stage holds.
+/// The programs that a stage of `wherry` holds.
 const PROGRAMS: &[&str] = &["wherry", "wherry-runtime", "tracer"];
 
 /// The ordinary user, when it is not the one that runs the test.
@@ -37,6 +37,11 @@ pub struct Stage {
 impl Stage {
     /// Sets the stage. The binaries come from `WHERRY_BIN_DIR`.
     pub fn new() -> Result<Self> {
+        Self::with(PROGRAMS)
+    }
+
+    /// A stage that holds these programs of `WHERRY_BIN_DIR` only.
+    pub fn with(names: &[&str]) -> Result<Self> {
         let programs = std::env::var_os("WHERRY_BIN_DIR").ok_or_else(|| {
             Error::other("WHERRY_BIN_DIR is not set: run this through `make demo` or `make test`")
         })?;
@@ -50,7 +55,7 @@ impl Stage {
         fs::set_permissions(&stage.directory, fs::Permissions::from_mode(0o755))?;
         let bin = stage.directory.join("bin");
         fs::create_dir(&bin)?;
-        for program in PROGRAMS {
+        for program in names {
             let from = Path::new(&programs).join(program);
             fs::copy(&from, bin.join(program))
                 .map_err(|error| Error::other(format!("{}: {error}", from.display())))?;
