@@ -1,10 +1,12 @@
 # Thin on purpose: each target is one script.
-.PHONY: help demo test lint
+.PHONY: help demo test lint bench-runtime
 
 help:
 	@echo "make demo   one voyage with real bytes: publish, pull over a bad link, run, delta update, kill, restart offline"
 	@echo "make test   every test, on real parts (installs what is missing when run as root, else names it)"
 	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
+
+	@echo "make bench-runtime   the runtime beside crun and runc, interleaved (ROUNDS=100); not part of make test"
 
 demo:
 	@tests/steps demo
@@ -14,3 +16,6 @@ test:
 
 lint:
 	@tests/steps lint
+
+bench-runtime:
+	@tests/steps bench-runtime $(ROUNDS)

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{Capability, CapsHashSet};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::config::Process;
 use crate::error::{Context, Error};
@@ -145,31 +147,46 @@ impl Credentials {
 
     fn drop_bounding(&self) -> Result<(), Error> {
         for capability in caps::all().difference(&self.sets.bounding) {
-            // One that this kernel does not know is not in the set.
-            if caps::has_cap(None, CapSet::Bounding, *capability).unwrap_or(false) {
-                caps::drop(None, CapSet::Bounding, *capability)
-                    .map_err(|e| capability_error("bounding", &e))?;
+            let bit = CapabilitySet::from_bits_retain(capability.bitmask());
+            match rustix::thread::remove_capability_from_bounding_set(bit) {
+                // One that this kernel does not know is not in the set.
+                Ok(()) | Err(Errno::INVAL) => {}
+                // Without CAP_SETPCAP nothing can be dropped: all is well if it is not there.
+                Err(Errno::PERM)
+                    if matches!(rustix::thread::capability_is_in_bounding_set(bit), Ok(false)) => {}
+                Err(e) => return Err(capability_error("bounding", e)),
             }
         }
         Ok(())
     }
 
+    /// A set at a time, not a capability at a time: there are forty, and this is between `start` and the program.
     fn set_capabilities(&self) -> Result<(), Error> {
-        let steps = [
-            (CapSet::Inheritable, &self.sets.inheritable, "inheritable"),
-            (CapSet::Effective, &CapsHashSet::new(), "effective"),
-            (CapSet::Permitted, &self.sets.permitted, "permitted"),
-            (CapSet::Effective, &self.sets.effective, "effective"),
-            (CapSet::Ambient, &self.sets.ambient, "ambient"),
-        ];
-        for (set, value, name) in steps {
-            caps::set(None, set, value).map_err(|e| capability_error(name, &e))?;
+        let sets = CapabilitySets {
+            effective: bits(&self.sets.effective),
+            permitted: bits(&self.sets.permitted),
+            inheritable: bits(&self.sets.inheritable),
+        };
+        rustix::thread::set_capabilities(None, sets).map_err(|e| capability_error("permitted", e))?;
+        match rustix::thread::clear_ambient_capability_set() {
+            // Before 4.3 there are none.
+            Err(Errno::INVAL) if self.sets.ambient.is_empty() => {}
+            result => result.map_err(|e| capability_error("ambient", e))?,
+        }
+        for capability in &self.sets.ambient {
+            let bit = CapabilitySet::from_bits_retain(capability.bitmask());
+            rustix::thread::configure_capability_in_ambient_set(bit, true)
+                .map_err(|e| capability_error("ambient", e))?;
         }
         Ok(())
     }
 }
 
-fn capability_error(set: &str, error: &caps::errors::CapsError) -> Error {
+fn bits(set: &CapsHashSet) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(set.iter().fold(0, |bits, capability| bits | capability.bitmask()))
+}
+
+fn capability_error(set: &str, error: Errno) -> Error {
     Error::config(format!("process.capabilities.{set}"), error.to_string())
 }
 

@@ -10,7 +10,7 @@ mod spawner;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
@@ -142,6 +142,12 @@ impl Launched {
     pub(crate) fn commit(self) -> Result<(), Error> {
         wire::send(&self.setup, Message::Commit as u8, &[], &[]).context(|| "spawner")
     }
+
+    /// Lets it live on, and start at once. The answer to `start` comes by the descriptor.
+    pub(crate) fn commit_and_start(self) -> Result<OwnedFd, Error> {
+        wire::send(&self.setup, Message::Start as u8, &[], &[]).context(|| "spawner")?;
+        Ok(self.setup)
+    }
 }
 
 /// Carries out a plan. On an error nothing of it is left.
@@ -245,8 +251,12 @@ fn map_ids(mappings: &Mappings, mounter: Pid) -> Result<(), Error> {
     let direct = own(&mappings.uids, rustix::process::geteuid().as_raw())
         && own(&mappings.gids, rustix::process::getegid().as_raw());
     if !root && !direct {
-        run_mapper("newuidmap", "linux.uidMappings", pid, &mappings.uids)?;
-        return run_mapper("newgidmap", "linux.gidMappings", pid, &mappings.gids);
+        // Both at once: each is a program of its own to start, and neither waits for the other.
+        let users = start_mapper("newuidmap", pid, &mappings.uids);
+        let groups = start_mapper("newgidmap", pid, &mappings.gids);
+        let users = finish_mapper("newuidmap", "linux.uidMappings", users);
+        let groups = finish_mapper("newgidmap", "linux.gidMappings", groups);
+        return users.and(groups);
     }
     let write = |file: &str, text: &str| {
         let path = format!("/proc/{pid}/{file}");
@@ -272,17 +282,19 @@ fn map_ids(mappings: &Mappings, mounter: Pid) -> Result<(), Error> {
     write("gid_map", &lines(&mappings.gids))
 }
 
-fn run_mapper(program: &str, field: &str, pid: i32, list: &[IdMapping]) -> Result<(), Error> {
-    let mut command = Command::new(program);
-    command.arg(pid.to_string());
-    for m in list {
-        command.args([
-            m.container_id.to_string(),
-            m.host_id.to_string(),
-            m.size.to_string(),
-        ]);
-    }
-    match command.output() {
+fn start_mapper(program: &str, pid: i32, list: &[IdMapping]) -> std::io::Result<Child> {
+    let numbers = list.iter().flat_map(|m| [m.container_id, m.host_id, m.size]);
+    Command::new(program)
+        .arg(pid.to_string())
+        .args(numbers.map(|number| number.to_string()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+fn finish_mapper(program: &str, field: &str, mapper: std::io::Result<Child>) -> Result<(), Error> {
+    match mapper.and_then(Child::wait_with_output) {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(Error::config(
             field,

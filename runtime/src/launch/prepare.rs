@@ -194,6 +194,17 @@ fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
     if plan.joins_user_namespace() {
         sys::unshare(plan.new).context(|| "new namespaces")?;
     }
+    // What needs no id of the namespace is done while the ids are mapped.
+    if plan.new.contains(UnshareFlags::NEWNET) {
+        network::loopback().context(|| "bring up lo")?;
+    }
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .context(|| format!("config.json: hostname: {name:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        sys::setdomainname(name.as_bytes()).context(|| format!("config.json: domainname: {name:?}"))?;
+    }
     inherited.await_message(Message::Mapped)?;
     if plan.in_user_namespace() {
         // Root inside, if there is one; otherwise the one id that is mapped, with the same capabilities.
@@ -212,16 +223,6 @@ fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
             .context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
     rustix::process::umask(Mode::empty());
-    if plan.new.contains(UnshareFlags::NEWNET) {
-        network::loopback().context(|| "bring up lo")?;
-    }
-    if let Some(name) = &plan.hostname {
-        rustix::system::sethostname(name.as_bytes())
-            .context(|| format!("config.json: hostname: {name:?}"))?;
-    }
-    if let Some(name) = &plan.domainname {
-        sys::setdomainname(name.as_bytes()).context(|| format!("config.json: domainname: {name:?}"))?;
-    }
     for (name, value) in &plan.sysctl {
         std::fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
             .context(|| format!("config.json: linux.sysctl.{name}"))?;

@@ -152,9 +152,15 @@ impl Spawner<'_> {
         wire::send(channel, Message::Continue as u8, &[], &[]).context(|| "init")?;
         // Init reports to the creator by itself; the creator answers here.
         match wire::receive(&inherited.setup).context(|| "creator")? {
-            Some(packet) if packet.kind == Message::Commit as u8 => self.settle(inherited),
-            _ => Err(lost()),
+            Some(packet) if packet.kind == Message::Commit as u8 => {}
+            // `run` need not connect first.
+            Some(packet) if packet.kind == Message::Start as u8 => {
+                let creator = rustix::io::fcntl_dupfd_cloexec(&inherited.setup, 0).context(|| "creator")?;
+                self.start(creator);
+            }
+            _ => return Err(lost()),
         }
+        self.settle(inherited)
     }
 
     /// Lets go of everything that the launch needed and the service does not.
@@ -171,6 +177,7 @@ impl Spawner<'_> {
         ];
         keep.extend(self.pidfd.iter().map(AsFd::as_fd));
         keep.extend(self.init_channel.iter().map(AsFd::as_fd));
+        keep.extend(self.starting.iter().map(AsFd::as_fd));
         sys::close_all_but(&keep).context(|| "close_range")?;
         rustix::process::setsid().context(|| "setsid")?;
         sys::trim_heap();
@@ -311,13 +318,7 @@ impl Spawner<'_> {
             Some(Message::Status) => {
                 let _ = wire::send_numbers(&connection, Message::Status as u8, &[i32::from(self.started)]);
             }
-            Some(Message::Start) => match &self.init_channel {
-                Some(channel) if !self.started => {
-                    self.started = wire::send(channel, Message::Start as u8, &[], &[]).is_ok();
-                    self.starting = Some(connection);
-                }
-                _ => answer(&Error::Usage("start: the container was started already".into())),
-            },
+            Some(Message::Start) => self.start(connection),
             Some(Message::SignalAll) => match self.signal_all(packet.number(0).unwrap_or(0)) {
                 Ok(()) => {
                     let _ = wire::send(&connection, Message::Done as u8, &[], &[]);
@@ -342,6 +343,20 @@ impl Spawner<'_> {
                 Err(error) => answer(&error),
             },
             _ => answer(&Error::Usage("an unknown request".into())),
+        }
+    }
+
+    /// Lets init execute its program; `connection` is answered when it has, or cannot.
+    fn start(&mut self, connection: OwnedFd) {
+        match &self.init_channel {
+            Some(channel) if !self.started => {
+                self.started = wire::send(channel, Message::Start as u8, &[], &[]).is_ok();
+                self.starting = Some(connection);
+            }
+            _ => {
+                let error = Error::Usage("start: the container was started already".into());
+                super::report(connection.as_fd(), &error);
+            }
         }
     }
 

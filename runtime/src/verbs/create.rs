@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::WaitOptions;
@@ -25,15 +25,24 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
         .as_deref()
         .map(super::console_socket)
         .transpose()?;
-    create(root, options, console).map(drop)
+    let bundle = launch::absolute(&options.bundle)?;
+    let loaded = load(&bundle)?;
+    let (directory, _, launched) = create(root, options, bundle, loaded, console)?;
+    launched.commit().inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = directory.remove();
+    })
 }
 
-/// Creates the container; `console` receives the terminal if the bundle asks for one.
+/// Creates and records the container of a bundle as loaded; `console` receives the terminal if the bundle asks for
+/// one. It ends again unless what was launched is committed.
 pub(super) fn create(
     root: &Root,
     options: &Create,
+    bundle: PathBuf,
+    (config, warnings): (Config, Vec<String>),
     console: Option<OwnedFd>,
-) -> Result<(Directory, Record), Error> {
+) -> Result<(Directory, Record, Launched), Error> {
     if options.no_pivot {
         return Err(Error::Usage(
             "--no-pivot is not supported: leave it out, or copy the root off the ramfs".into(),
@@ -47,8 +56,6 @@ pub(super) fn create(
             )));
         }
     }
-    let bundle = launch::absolute(&options.bundle)?;
-    let (config, warnings) = load(&bundle)?;
     match (config.process.terminal, &console) {
         (true, None) => return Err(Error::Usage("process.terminal needs --console-socket".into())),
         (false, Some(_)) => return Err(Error::Usage("--console-socket needs process.terminal".into())),
@@ -70,7 +77,7 @@ pub(super) fn create(
         "bundle": bundle,
         "annotations": annotations,
     });
-    let attempt = || -> Result<Record, Error> {
+    let attempt = || -> Result<(Record, Launched), Error> {
         let launched = launch::launch(&plan, |setup| {
             Ok(Inherited {
                 setup,
@@ -95,7 +102,7 @@ pub(super) fn create(
         })
     };
     match attempt() {
-        Ok(record) => Ok((directory, record)),
+        Ok((record, launched)) => Ok((directory, record, launched)),
         Err(error) => {
             // The first error is the one to tell.
             let _ = directory.remove();
@@ -110,7 +117,7 @@ fn record(
     plan: &Plan,
     launched: Launched,
     make: impl FnOnce((ProcessId, ProcessId)) -> Record,
-) -> Result<Record, Error> {
+) -> Result<(Record, Launched), Error> {
     let write = || -> Result<Record, Error> {
         let mut record = make((ProcessId::of(launched.init)?, ProcessId::of(launched.spawner)?));
         record.warnings = plan.warnings.iter().chain(&launched.warnings).cloned().collect();
@@ -123,8 +130,7 @@ fn record(
     match write() {
         Ok(record) => {
             directory.unlock()?;
-            launched.commit()?;
-            Ok(record)
+            Ok((record, launched))
         }
         Err(error) => {
             // Not committed: the spawner ends init and itself when our end of the socket closes.

@@ -34,10 +34,9 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         no_new_keyring,
         id,
     };
-    let terminal = super::create::load(&crate::launch::absolute(&bundle)?)?
-        .0
-        .process
-        .terminal;
+    let bundle = crate::launch::absolute(&bundle)?;
+    let loaded = super::create::load(&bundle)?;
+    let terminal = loaded.0.process.terminal;
     let mut proxy = None;
     let console = match (&console_socket, terminal) {
         (Some(path), _) => Some(super::console_socket(path)?),
@@ -49,14 +48,17 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         (None, false) => None,
     };
     let mut foreground = Foreground::new()?;
-    let (directory, record) = super::create::create(root, &create, console)?;
+    let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+    // Its commitment and the request to start are one message.
+    let launched = launched.commit_and_start();
     if let Some(proxy) = proxy {
         let packet = wire::receive(&proxy).context(|| "terminal")?;
         if let Some(master) = packet.and_then(|packet| packet.fds.into_iter().next()) {
             foreground.attach(master)?;
         }
     }
-    let result = super::start::start(&directory, &record).and_then(|()| {
+    let started = launched.and_then(|spawner| super::start::started(&directory, &record, &spawner));
+    let result = started.and_then(|()| {
         let init = Pid::from_raw(record.init.pid);
         foreground.run(None, |event| match event {
             Event::Signal(libc::SIGCHLD) => loop {

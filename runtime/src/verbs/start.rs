@@ -1,10 +1,12 @@
 //! `start`: init executes its program.
 
+use std::os::fd::OwnedFd;
+
 use super::Start;
-use crate::error::Error;
+use crate::error::{Context, Error};
 use crate::launch::{self, Message};
-use crate::state::{self, Directory, Record, Root, Status};
-use crate::{hooks, verbs};
+use crate::state::{Directory, Record, Root, Status};
+use crate::{hooks, verbs, wire};
 
 /// Carries out `start`.
 ///
@@ -24,9 +26,15 @@ pub fn run(root: &Root, options: &Start) -> Result<(), Error> {
     }
 }
 
-pub(super) fn start(directory: &Directory, record: &Record) -> Result<(), Error> {
+fn start(directory: &Directory, record: &Record) -> Result<(), Error> {
     let spawner = directory.connect()?;
-    match state::ask(&spawner, Message::Start, &[])? {
+    wire::send(&spawner, Message::Start as u8, &[], &[]).context(|| "spawner")?;
+    started(directory, record, &spawner)
+}
+
+/// Waits for the spawner's answer to a request to start, then runs the poststart hooks.
+pub(super) fn started(directory: &Directory, record: &Record, spawner: &OwnedFd) -> Result<(), Error> {
+    match wire::receive(spawner).context(|| "spawner")? {
         Some(packet) if packet.kind == Message::Done as u8 => {}
         Some(packet) => return Err(launch::reported(&packet)),
         None => {

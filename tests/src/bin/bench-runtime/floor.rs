@@ -39,11 +39,15 @@ pub(crate) fn run(root: &Path, program: &str, ids: &Ids) -> Result<u8> {
 
 fn map(pid: i32, ids: &Ids) -> Result<()> {
     if ids.users.len() > 1 {
-        for (helper, list) in [("newuidmap", &ids.users), ("newgidmap", &ids.groups)] {
+        let start = |helper: &str, list: &[Mapping]| {
             let numbers = list.iter().flat_map(|(a, b, c)| [a, b, c]).map(u32::to_string);
-            let status = Command::new(helper).arg(pid.to_string()).args(numbers).status()?;
+            Command::new(helper).arg(pid.to_string()).args(numbers).spawn()
+        };
+        let mut helpers = [start("newuidmap", &ids.users)?, start("newgidmap", &ids.groups)?];
+        for helper in &mut helpers {
+            let status = helper.wait()?;
             if !status.success() {
-                return Err(Error::other(format!("{helper}: {status}")));
+                return Err(Error::other(format!("mapping the ids: {status}")));
             }
         }
         return Ok(());
