@@ -176,7 +176,7 @@ impl Status {
 pub struct Root(PathBuf);
 
 impl Root {
-    /// The directory given, or the default one: beneath `XDG_RUNTIME_DIR`, `/run` for root, else `/tmp`.
+    /// The directory given, or the default one: `/run` for the host's root, else beneath `XDG_RUNTIME_DIR`, or `/tmp`.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ impl Root {
         let uid = rustix::process::geteuid();
         let path = match (given, std::env::var_os("XDG_RUNTIME_DIR")) {
             (Some(path), _) => path.to_owned(),
-            (None, _) if uid.is_root() => PathBuf::from("/run/wherry"),
+            (None, _) if crate::launch::is_host_root() => PathBuf::from("/run/wherry"),
             (None, Some(directory)) if !directory.is_empty() => Path::new(&directory).join("wherry"),
             (None, _) => PathBuf::from(format!("/tmp/wherry-{}", uid.as_raw())),
         };

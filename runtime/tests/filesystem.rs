@@ -5,9 +5,10 @@
 mod support;
 
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{Bundle, ids, text};
+use support::{Bundle, as_user, ids, text};
 
 fn push(bundle: &mut Bundle, mount: Value) {
     bundle.config["mounts"].as_array_mut().unwrap().push(mount);
@@ -313,4 +314,48 @@ fn host_network_and_declared_ports() {
         "{}",
         text(&output.stderr)
     );
+}
+
+/// A path of another kind of namespace than its entry says would take the launch somewhere else: a mount namespace taken
+/// for a network namespace, for one, and the mounts would be made there.
+#[test]
+fn a_namespace_is_joined_as_what_it_is() {
+    let mut own = as_user("unshare");
+    own.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--uts",
+        "sh",
+        "-c",
+        "echo ready; read end",
+    ]);
+    let mut own = own.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 6];
+    std::io::Read::read_exact(own.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let mounts = || std::fs::read_to_string(format!("/proc/{}/mountinfo", own.id())).unwrap();
+    let before = mounts();
+    for (kind, file) in [
+        ("network", "mnt"),
+        ("ipc", "uts"),
+        ("pid", "mnt"),
+        ("user", "uts"),
+    ] {
+        let mut bundle = Bundle::new(&["true"]);
+        let list = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|namespace| namespace["type"] != kind);
+        list.push(json!({"type": kind, "path": format!("/proc/{}/ns/{file}", own.id())}));
+        if kind == "user" {
+            let linux = bundle.config["linux"].as_object_mut().unwrap();
+            linux.remove("uidMappings");
+            linux.remove("gidMappings");
+        }
+        let output = bundle.run();
+        let line = text(&output.stderr);
+        assert!(!output.status.success(), "{kind}: {file}");
+        assert!(line.contains("linux.namespaces"), "{line}");
+    }
+    assert_eq!(mounts(), before);
+    drop(own.stdin.take());
+    own.wait().unwrap();
 }

@@ -310,12 +310,7 @@ fn exec_takes_environment_directory_user_and_descriptors() {
         .spawn()
         .unwrap();
     assert!(finish(detached).status.success());
-    let pid = std::fs::read_to_string(bundle.path().join("exec.pid")).unwrap();
-    assert!(
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
-            .unwrap()
-            .starts_with("sleep")
-    );
+    assert!(bundle.ok(&["exec", "c", "ps"]).matches("sleep 1000").count() >= 2);
 }
 
 /// A console socket that takes one terminal.
@@ -595,4 +590,44 @@ fn many_processes_come_and_go_at_once() {
         }
     });
     assert_eq!(bundle.status(), "running");
+}
+
+/// An engine waits for a detached process by the id in the pid file, as the subreaper that it is.
+#[test]
+fn a_detached_exec_is_waited_for_as_a_child() {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.start();
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let exec = |words: &[&str]| -> rustix::process::Pid {
+        let mut command = bundle.runtime(&["exec", "--detach", "--pid-file", "exec.pid", "c"]);
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::null());
+        assert!(finish(command.spawn().unwrap()).status.success());
+        let text = std::fs::read_to_string(bundle.path().join("exec.pid")).unwrap();
+        rustix::process::Pid::from_raw(text.parse().unwrap()).unwrap()
+    };
+    let wait = |pid| {
+        let flags = rustix::process::WaitOptions::empty();
+        rustix::process::waitpid(Some(pid), flags).unwrap().unwrap().1
+    };
+    assert_eq!(wait(exec(&["sh", "-c", "exit 7"])).exit_status(), Some(7));
+    // Its output ends with the process: the keeper does not hold it open.
+    let line = bundle.ok(&["exec", "--detach", "c", "echo", "said"]);
+    assert_eq!(line, "said\n");
+
+    let passed = exec(&[
+        "sh",
+        "-c",
+        "trap 'exit 9' TERM; touch /data/ready; while :; do sleep 0.01; done",
+    ]);
+    let ready = bundle.rootfs().join("data/ready");
+    eventually("the trap is set", || ready.exists());
+    rustix::process::kill_process(passed, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(wait(passed).exit_status(), Some(9));
+
+    let killed = exec(&["sleep", "77777"]);
+    let there = || bundle.ok(&["exec", "c", "ps"]).contains("sleep 77777");
+    assert!(there());
+    rustix::process::kill_process(killed, rustix::process::Signal::KILL).unwrap();
+    wait(killed);
+    eventually("the process ends with its keeper", || !there());
 }

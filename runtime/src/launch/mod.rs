@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-pub(crate) use plan::{Mappings, Plan, plan};
+pub(crate) use plan::{Mappings, Plan, is_host_root, plan};
 pub(crate) use program::Request;
 
 use crate::config::IdMapping;
@@ -206,8 +206,15 @@ type Attended = (Pid, Pid, Vec<String>);
 
 /// The creator's part of the conversation.
 fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Attended, Error> {
-    if let Some(mappings) = &plan.mappings {
-        map_ids(mappings, mounter)?;
+    if let Some(mappings) = &plan.mappings
+        && let Err(error) = map_ids(mappings, mounter)
+    {
+        // The ids of a process that has ended cannot be set: then it has said why it ended, and that is the error.
+        let _ = rustix::process::kill_process(mounter, rustix::process::Signal::KILL);
+        return Err(match wire::receive(setup) {
+            Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
+            _ => error,
+        });
     }
     wire::send(setup, Message::Mapped as u8, &[], &[]).context(|| "mounter")?;
     let mut warnings = Vec::new();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde_json::Value;
 
 use super::mounts::{self, Kind, Mounting, Overlay};
@@ -53,8 +53,8 @@ pub(crate) struct Plan {
     pub(crate) propagation: Option<MountPropagationFlags>,
     /// New namespaces, besides pid.
     pub(crate) new: UnshareFlags,
-    /// Namespaces to join, the user namespace first.
-    pub(crate) joined: Vec<OwnedFd>,
+    /// Namespaces to join by kind, the user namespace first.
+    pub(crate) joined: Vec<(LinkNameSpaceType, OwnedFd)>,
     pub(crate) pids: Pids,
     /// The kinds of those joined.
     pub(crate) joined_kinds: UnshareFlags,
@@ -75,13 +75,21 @@ pub(crate) struct Plan {
 impl Plan {
     /// Whether the container's user namespace is not the host's first one.
     pub(crate) fn in_user_namespace(&self) -> bool {
-        !rustix::process::geteuid().is_root() || self.new.contains(UnshareFlags::NEWUSER)
+        !is_host_root() || self.new.contains(UnshareFlags::NEWUSER)
     }
 
     /// Whether new namespaces can only be made after a user namespace was joined.
     pub(crate) fn joins_user_namespace(&self) -> bool {
         self.joined_kinds.contains(UnshareFlags::NEWUSER)
     }
+}
+
+/// Whether this process is root of the host. Engines for ordinary users run the runtime as root of a user namespace.
+pub(crate) fn is_host_root() -> bool {
+    // Before 3.8, or without procfs, there is nothing else to be root of.
+    let everybody = |map: String| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, everybody)
 }
 
 /// Checks a bundle.
@@ -256,7 +264,7 @@ pub(crate) fn check_process(process: &Process) -> Result<(), Error> {
 
 struct Namespaces {
     new: UnshareFlags,
-    joined: Vec<OwnedFd>,
+    joined: Vec<(LinkNameSpaceType, OwnedFd)>,
     /// The kinds of those joined.
     kinds: UnshareFlags,
     pids: Pids,
@@ -313,11 +321,19 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
             (flag, None) => namespaces.new |= flag,
             (flag, Some(fd)) => {
                 namespaces.kinds |= flag;
-                if flag == UnshareFlags::NEWUSER {
-                    namespaces.joined.insert(0, fd);
+                let kind = match flag {
+                    UnshareFlags::NEWUSER => LinkNameSpaceType::User,
+                    UnshareFlags::NEWIPC => LinkNameSpaceType::InterProcessCommunication,
+                    UnshareFlags::NEWUTS => LinkNameSpaceType::HostNameAndNISDomainName,
+                    UnshareFlags::NEWCGROUP => LinkNameSpaceType::ControlGroup,
+                    _ => LinkNameSpaceType::Network,
+                };
+                let position = if flag == UnshareFlags::NEWUSER {
+                    0
                 } else {
-                    namespaces.joined.push(fd);
-                }
+                    namespaces.joined.len()
+                };
+                namespaces.joined.insert(position, (kind, fd));
             }
         }
     }

@@ -188,8 +188,10 @@ fn owns(plan: &Plan, flag: UnshareFlags) -> bool {
 }
 
 fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
-    for namespace in &plan.joined {
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), None).context(|| "join a namespace")?;
+    for (kind, namespace) in &plan.joined {
+        // By kind: a path to a mount namespace under another name would move the mounting below out of our own.
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(*kind))
+            .context(|| format!("config.json: linux.namespaces: join by path as {kind:?}"))?;
     }
     if plan.joins_user_namespace() {
         sys::unshare(plan.new).context(|| "new namespaces")?;

@@ -9,7 +9,9 @@
 //! | `status` | - | `status` with 1 once `start` was asked for, else 0 |
 //! | `start` | - | `done` when the program is executed, else `error` |
 //! | `signal-all` (number) | - | `done` |
-//! | `exec` | specification (JSON), report socket, stdin, stdout, stderr, preserved... | `pids`, then `exited` |
+//! | `exec` (number) | specification (JSON), report socket, stdin, stdout, stderr, preserved... | `pids`, then `exited` |
+//!
+//! With 1 as its number, the process of an `exec` is killed when who asked for it is gone; otherwise it goes on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -18,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::plan::{Pids, Plan};
 use super::{Inherited, Message, program};
@@ -62,8 +64,10 @@ fn spawn(
     confine::enter_domain(&plan.policy, root, &stdio, plan.credentials.no_new_privileges)?;
     match &plan.pids {
         Pids::New => sys::unshare(UnshareFlags::NEWPID).context(|| "new pid namespace")?,
-        Pids::Join(pids) => rustix::thread::move_into_link_name_space(pids.as_fd(), None)
-            .context(|| "join the pid namespace")?,
+        Pids::Join(pids) => {
+            rustix::thread::move_into_link_name_space(pids.as_fd(), Some(LinkNameSpaceType::ProcessID))
+                .context(|| "config.json: linux.namespaces: join by path as ProcessID")?;
+        }
         Pids::Host => {}
     }
     // In the creator's user namespace this is whoever may ask for something later, as this process sees it.
@@ -124,6 +128,8 @@ fn spawn(
 /// A process made for `exec`, and who asked for it.
 struct Client {
     pid: Option<Pid>,
+    /// The process ends with the connection.
+    bound: bool,
     connection: OwnedFd,
 }
 
@@ -186,7 +192,7 @@ impl Spawner<'_> {
 
     fn serve(&mut self) -> Result<(), Error> {
         while self.init_lives() {
-            let (mut readable, init_readable, children, listener) = {
+            let (mut readable, left, init_readable, children, listener) = {
                 let listening = if self.clients.len() < MAX_CLIENTS {
                     PollFlags::IN
                 } else {
@@ -200,12 +206,22 @@ impl Spawner<'_> {
                 let channel = fds.len();
                 fds.extend(self.init_channel.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
                 let clients = fds.len();
-                // A client that waits for its process has nothing to say; that it left is noticed when we answer.
-                let idle: Vec<usize> = (0..self.clients.len())
-                    .filter(|i| self.clients.get(*i).is_some_and(|c| c.pid.is_none()))
-                    .collect();
-                for client in idle.iter().filter_map(|index| self.clients.get(*index)) {
-                    fds.push(PollFd::new(&client.connection, PollFlags::IN));
+                // A client that waits for its process has nothing to say; that it left is noticed when we answer, unless
+                // the process is to end with it.
+                let positions = |which: fn(&Client) -> bool| -> Vec<usize> {
+                    let chosen = self
+                        .clients
+                        .iter()
+                        .enumerate()
+                        .filter(|(_, client)| which(client));
+                    chosen.map(|(index, _)| index).collect()
+                };
+                let idle = positions(|client| client.pid.is_none());
+                let bound = positions(|client| client.bound);
+                for (list, events) in [(&idle, PollFlags::IN), (&bound, PollFlags::empty())] {
+                    for client in list.iter().filter_map(|index| self.clients.get(*index)) {
+                        fds.push(PollFd::new(&client.connection, events));
+                    }
                 }
                 let timeout = self.pidfd.is_none().then_some(Timespec {
                     tv_sec: 0,
@@ -216,17 +232,34 @@ impl Spawner<'_> {
                     Err(e) => return Err(e).context(|| "poll"),
                 }
                 let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-                let readable: Vec<usize> = (clients..)
-                    .zip(idle)
-                    .filter(|(slot, _)| ready(*slot))
-                    .map(|(_, index)| index)
-                    .collect();
-                (readable, clients > channel && ready(channel), ready(1), ready(0))
+                let among = |first: usize, list: Vec<usize>| -> Vec<usize> {
+                    let slots = (first..).zip(list).filter(|(slot, _)| ready(*slot));
+                    slots.map(|(_, index)| index).collect()
+                };
+                let left = among(clients + idle.len(), bound);
+                let readable = among(clients, idle);
+                (
+                    readable,
+                    left,
+                    clients > channel && ready(channel),
+                    ready(1),
+                    ready(0),
+                )
             };
             if init_readable {
                 self.init_spoke();
             }
-            // Before the reaping, which moves clients: these are positions, the highest first.
+            // Before what moves clients: these are positions.
+            for index in left {
+                if let Some(client) = self.clients.get_mut(index) {
+                    client.bound = false;
+                    if let Some(pid) = client.pid {
+                        // A child of this process that is not reaped yet, so the id is its own.
+                        let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    }
+                }
+            }
+            // Before the reaping, too; the highest first.
             while let Some(index) = readable.pop() {
                 let client = self.clients.swap_remove(index);
                 self.request(client.connection);
@@ -304,6 +337,7 @@ impl Spawner<'_> {
         if rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid == self.owner) {
             self.clients.push(Client {
                 pid: None,
+                bound: false,
                 connection,
             });
         }
@@ -332,11 +366,12 @@ impl Spawner<'_> {
                 ));
             }
             Some(Message::Exec) => match self.exec(packet) {
-                Ok(pid) => {
+                Ok((pid, bound)) => {
                     let _ =
                         wire::send_numbers(&connection, Message::Pids as u8, &[pid.as_raw_nonzero().get()]);
                     self.clients.push(Client {
                         pid: Some(pid),
+                        bound,
                         connection,
                     });
                 }
@@ -360,9 +395,10 @@ impl Spawner<'_> {
         }
     }
 
-    fn exec(&self, packet: wire::Packet) -> Result<Pid, Error> {
+    fn exec(&self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
+        let bound = packet.number(0) == Some(1);
         match sys::fork(0).context(|| "exec: fork")? {
-            Side::Parent(pid) => Ok(pid),
+            Side::Parent(pid) => Ok((pid, bound)),
             Side::Child => program::exec(self.plan, packet.fds),
         }
     }

@@ -1,9 +1,13 @@
 //! `exec`: another process in a container, made by its spawner.
+//!
+//! The process is a child of the spawner, in whose Landlock domain it has to be born. Engines that ask for `--detach` wait
+//! for the process by the id in the pid file, as for a child of theirs. So with `--detach` a keeper is left to them: it has
+//! the id that they know, passes signals on, and ends as the process ends. When the keeper is killed the process is, too.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::Pid;
 
 use super::Exec;
@@ -11,7 +15,8 @@ use crate::error::{Context, Error};
 use crate::foreground::{Event, Foreground};
 use crate::launch::{self, Message, Request};
 use crate::state::{ProcessId, Root, Status};
-use crate::{config, sys, wire};
+use crate::sys::{self, Side};
+use crate::{config, wire};
 
 /// Carries out `exec` and returns the exit status of the process, 0 with `--detach`.
 ///
@@ -74,7 +79,8 @@ pub fn run(root: &Root, options: &Exec) -> Result<u8, Error> {
         Some(Foreground::new()?)
     };
     let spawner = directory.connect()?;
-    wire::send(&spawner, Message::Exec as u8, &[], &fds).context(|| "spawner")?;
+    let bound = i32::from(options.detach).to_ne_bytes();
+    wire::send(&spawner, Message::Exec as u8, &bound, &fds).context(|| "spawner")?;
     drop(fds);
     drop((theirs, file, preserved));
     let pid = match wire::receive(&spawner).context(|| "spawner")? {
@@ -89,12 +95,21 @@ pub fn run(root: &Root, options: &Exec) -> Result<u8, Error> {
     // It may have ended already; the spawner will say so.
     let process = ProcessId::of(pid).ok();
     executed(&report, console.as_ref().map(AsFd::as_fd), foreground.as_mut())?;
-    if let Some(path) = &options.pid_file {
-        super::write_pid(path, pid.as_raw_nonzero().get())?;
-    }
-    let Some(foreground) = &mut foreground else {
-        return Ok(0);
+    let known = match &foreground {
+        Some(_) => pid,
+        None => keeper(&spawner, process)?,
     };
+    if let Some(path) = &options.pid_file {
+        super::write_pid(path, known.as_raw_nonzero().get())?;
+    }
+    match &mut foreground {
+        Some(foreground) => attend(foreground, &spawner, process),
+        None => Ok(0),
+    }
+}
+
+/// Passes signals on to a process until it ends; its exit status.
+fn attend(foreground: &mut Foreground, spawner: &OwnedFd, process: Option<ProcessId>) -> Result<u8, Error> {
     let status = foreground.run(Some(spawner.as_fd()), |event| match event {
         Event::Signal(signal) => {
             if let Some(process) = process.filter(|_| signal != libc::SIGCHLD) {
@@ -102,16 +117,44 @@ pub fn run(root: &Root, options: &Exec) -> Result<u8, Error> {
             }
             Ok(None)
         }
-        Event::Answer => match wire::receive(&spawner).context(|| "spawner")? {
+        Event::Answer => match wire::receive(spawner).context(|| "spawner")? {
             Some(packet) if packet.kind == Message::Exited as u8 => Ok(packet.number(0)),
             Some(_) => Ok(None),
             None => Err(Error::Launch {
                 code: 1,
-                line: format!("container {}: its spawner died", directory.id),
+                line: "exec: the container's spawner died".into(),
             }),
         },
     })?;
     Ok(super::exit_code(status))
+}
+
+/// Leaves a process behind that stands for one of the container, and returns its id.
+fn keeper(spawner: &OwnedFd, process: Option<ProcessId>) -> Result<Pid, Error> {
+    let keep = || -> Result<u8, Error> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "/dev/null")?;
+        // Whoever reads the process's output waits until nobody can write any more.
+        for target in 0..3 {
+            sys::dup_onto(null.as_fd(), target).context(|| "standard streams")?;
+        }
+        let standard = [
+            rustix::stdio::stdin(),
+            rustix::stdio::stdout(),
+            rustix::stdio::stderr(),
+            spawner.as_fd(),
+        ];
+        sys::close_all_but(&standard).context(|| "close_range")?;
+        // It is closed: nothing may close that number again.
+        std::mem::forget(null);
+        rustix::process::setsid().context(|| "setsid")?;
+        sys::trim_heap();
+        attend(&mut Foreground::new()?, spawner, process)
+    };
+    match sys::fork(0).context(|| "exec: fork")? {
+        Side::Parent(pid) => Ok(pid),
+        Side::Child => sys::exit_now(keep().unwrap_or(1)),
+    }
 }
 
 /// Waits until the program is executed: the report socket closes with it. A terminal comes this way first.
