@@ -631,3 +631,19 @@ fn a_detached_exec_is_waited_for_as_a_child() {
     wait(killed);
     eventually("the process ends with its keeper", || !there());
 }
+
+#[test]
+fn another_configuration_can_stand_for_the_bundles() {
+    let bundle = Bundle::new(&["sh", "-c", "exit 3"]);
+    bundle.write();
+    std::fs::rename(
+        bundle.path().join("config.json"),
+        bundle.path().join("other.json"),
+    )
+    .unwrap();
+    assert_eq!(bundle.call(&["run", "c"]).status.code(), Some(1));
+    assert_eq!(
+        bundle.call(&["run", "--config", "other.json", "c"]).status.code(),
+        Some(3)
+    );
+}

@@ -26,7 +26,7 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
         .map(super::console_socket)
         .transpose()?;
     let bundle = launch::absolute(&options.bundle)?;
-    let loaded = load(&bundle)?;
+    let loaded = load(&bundle, options.config.as_deref())?;
     let (directory, _, launched) = create(root, options, bundle, loaded, console)?;
     launched.commit().inspect_err(|_| {
         // The first error is the one to tell.
@@ -144,9 +144,9 @@ fn record(
     }
 }
 
-/// Reads a bundle's `config.json`.
-pub(super) fn load(bundle: &Path) -> Result<(Config, Vec<String>), Error> {
-    let path = bundle.join("config.json");
+/// Reads a bundle's `config.json`, or another file in its place, by its path from the current directory.
+pub(super) fn load(bundle: &Path, other: Option<&Path>) -> Result<(Config, Vec<String>), Error> {
+    let path = other.map_or_else(|| bundle.join("config.json"), Path::to_owned);
     let what = || path.display().to_string();
     let mut text = Vec::new();
     let file = std::fs::File::open(&path).context(what)?;

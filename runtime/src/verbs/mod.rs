@@ -28,6 +28,9 @@ pub struct Create {
     /// directory of the bundle (default: the current one)
     #[argh(option, short = 'b', default = "PathBuf::from(\".\")")]
     pub bundle: PathBuf,
+    /// configuration file (default: config.json of the bundle)
+    #[argh(option, short = 'f')]
+    pub config: Option<PathBuf>,
     /// file to write the first process's id to
     #[argh(option)]
     pub pid_file: Option<PathBuf>,
@@ -56,6 +59,9 @@ pub struct Run {
     /// directory of the bundle (default: the current one)
     #[argh(option, short = 'b', default = "PathBuf::from(\".\")")]
     pub bundle: PathBuf,
+    /// configuration file (default: config.json of the bundle)
+    #[argh(option, short = 'f')]
+    pub config: Option<PathBuf>,
     /// file to write the first process's id to
     #[argh(option)]
     pub pid_file: Option<PathBuf>,

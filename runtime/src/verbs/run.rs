@@ -18,6 +18,7 @@ use crate::wire;
 pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
     let Run {
         bundle,
+        config,
         pid_file,
         console_socket,
         preserve_fds,
@@ -27,6 +28,7 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
     } = options;
     let create = Create {
         bundle: bundle.clone(),
+        config: config.clone(),
         pid_file,
         console_socket: console_socket.clone(),
         preserve_fds,
@@ -35,7 +37,7 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         id,
     };
     let bundle = crate::launch::absolute(&bundle)?;
-    let loaded = super::create::load(&bundle)?;
+    let loaded = super::create::load(&bundle, config.as_deref())?;
     let terminal = loaded.0.process.terminal;
     let mut proxy = None;
     let console = match (&console_socket, terminal) {
