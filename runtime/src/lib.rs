@@ -55,4 +55,5 @@ pub mod verbs;
 mod wire;
 
 pub use error::{Class, Error};
+pub use launch::check;
 pub use state::Root;

@@ -647,3 +647,21 @@ fn another_configuration_can_stand_for_the_bundles() {
         Some(3)
     );
 }
+
+#[test]
+fn a_detached_run_lives_on() {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.write();
+    let mut command = bundle.runtime(&["run", "--detach", "--pid-file", "pid", "c"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    assert!(finish(command.spawn().unwrap()).status.success());
+    assert_eq!(bundle.status(), "running");
+    assert!(std::path::Path::new(&format!("/proc/{}", bundle.pid())).exists());
+    assert_eq!(bundle.ok(&["exec", "c", "echo", "x"]), "x\n");
+    bundle.ok(&["delete", "--force", "c"]);
+
+    let missing = Bundle::new(&["/bin/no-such-program"]);
+    missing.write();
+    assert_eq!(missing.call(&["run", "-d", "c"]).status.code(), Some(127));
+    assert!(!missing.path().join("state/c").exists());
+}

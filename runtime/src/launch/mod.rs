@@ -320,6 +320,17 @@ fn finish_mapper(program: &str, field: &str, mapper: std::io::Result<Child>) -> 
     }
 }
 
+/// Reads and plans a configuration (`config.json`, at most [`crate::config::MAX_BYTES`]) for a bundle in that directory, and
+/// carries nothing out. The result are the warnings: guarantees lost and fields not honoured, by name.
+///
+/// # Errors
+///
+/// Names the field that is refused.
+pub fn check(config: &[u8], bundle: &Path) -> Result<Vec<String>, Error> {
+    let (config, warnings) = crate::config::parse(config)?;
+    plan(config, warnings, bundle).map(|plan| plan.warnings)
+}
+
 /// Whether a path can be a host directory to work in.
 pub(crate) fn absolute(path: &Path) -> Result<std::path::PathBuf, Error> {
     std::fs::canonicalize(path).context(|| path.display().to_string())

@@ -305,7 +305,9 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
         let path = namespace.path.as_deref().filter(|path| !path.is_empty());
         let joined = path
             .map(|path| {
-                rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                // Whatever else stands there must not make this wait, as a fifo would.
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                rustix::fs::open(path, flags, Mode::empty())
                     .context(|| format!("config.json: {field}.path: {path}"))
             })
             .transpose()?;

@@ -15,7 +15,7 @@ use crate::error::{Context, Error};
 use crate::foreground::{Event, Foreground};
 use crate::launch::{self, Message, Request};
 use crate::state::{ProcessId, Root, Status};
-use crate::sys::{self, Side};
+use crate::sys::{self, Side, Signals};
 use crate::{config, wire};
 
 /// Carries out `exec` and returns the exit status of the process, 0 with `--detach`.
@@ -151,6 +151,8 @@ fn keeper(spawner: &OwnedFd, process: Option<ProcessId>) -> Result<Pid, Error> {
         sys::trim_heap();
         attend(&mut Foreground::new()?, spawner, process)
     };
+    // From its first moment on: a signal that comes before it is ready waits.
+    Signals::new(None).block().context(|| "signals")?;
     match sys::fork(0).context(|| "exec: fork")? {
         Side::Parent(pid) => Ok(pid),
         Side::Child => sys::exit_now(keep().unwrap_or(1)),

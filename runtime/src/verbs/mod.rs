@@ -77,6 +77,9 @@ pub struct Run {
     /// accepted: a new session keyring is never made, and the default filter denies keyctl
     #[argh(switch)]
     pub no_new_keyring: bool,
+    /// do not wait for it, and delete it later
+    #[argh(switch, short = 'd')]
+    pub detach: bool,
     /// name of the container
     #[argh(positional)]
     pub id: String,

@@ -1,4 +1,4 @@
-//! `run`: create, start, wait, delete, in the foreground.
+//! `run`: create, start, wait, delete, in the foreground; with `--detach` create and start.
 
 use std::os::fd::AsFd;
 
@@ -10,7 +10,7 @@ use crate::foreground::{Event, Foreground};
 use crate::state::Root;
 use crate::wire;
 
-/// Carries out `run` and returns the exit status of the container's program.
+/// Carries out `run` and returns the exit status of the container's program, 0 with `--detach`.
 ///
 /// # Errors
 ///
@@ -24,6 +24,7 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         preserve_fds,
         no_pivot,
         no_new_keyring,
+        detach,
         id,
     } = options;
     let create = Create {
@@ -42,6 +43,11 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
     let mut proxy = None;
     let console = match (&console_socket, terminal) {
         (Some(path), _) => Some(super::console_socket(path)?),
+        (None, true) if detach => {
+            return Err(Error::Usage(
+                "a terminal with --detach needs --console-socket".into(),
+            ));
+        }
         (None, true) => {
             let (ours, theirs) = wire::pair().context(|| "socketpair")?;
             proxy = Some(ours);
@@ -49,6 +55,16 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         }
         (None, false) => None,
     };
+    if detach {
+        let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+        let spawner = launched.commit_and_start();
+        let started = spawner.and_then(|spawner| super::start::started(&directory, &record, &spawner));
+        if started.is_err() {
+            // The first error is the one to tell.
+            let _ = super::delete::delete(&directory, true);
+        }
+        return started.map(|()| 0);
+    }
     let mut foreground = Foreground::new()?;
     let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
     // Its commitment and the request to start are one message.
