@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use support::{Bundle, own, text};
 
-/// Every file of a tree: its kind, mode, owner, size, times and content.
-fn snapshot(path: &Path, into: &mut BTreeMap<PathBuf, (u32, u32, u64, i64, i64, Vec<u8>)>) {
+/// Kind and mode, owner, size, seconds and nanoseconds of the last change, content.
+type Entry = (u32, u32, u64, i64, i64, Vec<u8>);
+
+/// Every file of a tree.
+fn snapshot(path: &Path, into: &mut BTreeMap<PathBuf, Entry>) {
     let metadata = std::fs::symlink_metadata(path).unwrap();
     let content = if metadata.is_file() {
         std::fs::read(path).unwrap()
@@ -46,7 +49,7 @@ impl Outside {
         Self(directory)
     }
 
-    fn state(&self) -> (BTreeMap<PathBuf, (u32, u32, u64, i64, i64, Vec<u8>)>, Vec<String>) {
+    fn state(&self) -> (BTreeMap<PathBuf, Entry>, Vec<String>) {
         let mut files = BTreeMap::new();
         snapshot(self.0.path(), &mut files);
         let name = self.0.path().to_str().unwrap();
