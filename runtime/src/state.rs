@@ -108,13 +108,27 @@ pub(crate) fn signal_of(number: i32) -> Result<Signal, Error> {
     crate::sys::signal(number).ok_or_else(|| Error::Usage(format!("signal {number}: expected 1 to 64")))
 }
 
-/// Start time and state letter of a process.
-fn stat(pid: i32) -> std::io::Result<(u64, char)> {
+/// The parent of a process.
+pub(crate) fn parent(pid: i32) -> std::io::Result<i32> {
+    let rest = stat_fields(pid)?;
+    let parent = rest.split_ascii_whitespace().nth(1).and_then(|s| s.parse().ok());
+    parent.ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+/// The fields of `/proc/PID/stat` after the name, which, in parentheses, may hold anything.
+fn stat_fields(pid: i32) -> std::io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut text)?;
+    match text.rsplit_once(')') {
+        Some((_, rest)) => Ok(rest.to_owned()),
+        None => Err(std::io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Start time and state letter of a process.
+fn stat(pid: i32) -> std::io::Result<(u64, char)> {
     let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-    // The name, in parentheses, may hold anything.
-    let (_, rest) = text.rsplit_once(')').ok_or_else(malformed)?;
+    let rest = stat_fields(pid)?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields
         .next()

@@ -16,6 +16,7 @@
 mod host;
 mod legacy;
 mod resources;
+mod stats;
 mod unified;
 mod v1;
 mod v2;
@@ -450,6 +451,83 @@ impl Cgroup {
         })
     }
 
+    /// Changes limits.
+    ///
+    /// # Errors
+    ///
+    /// Names a limit that cannot be enforced, or a value that the kernel refuses.
+    pub(crate) fn update(&self, mut resources: Resources) -> Result<(), Error> {
+        let unified = self.unified.as_deref();
+        if let (Some(path), Some(memory)) = (unified, &mut resources.memory) {
+            let number = |file: &str| {
+                read(&path.join(file))
+                    .ok()
+                    .and_then(|text| text.trim().parse().ok())
+            };
+            if memory.limit.is_none() && memory.swap.is_some_and(|swap| swap > 0) {
+                memory.limit = number("memory.max");
+            }
+            let used: Option<i64> = number("memory.current").filter(|_| memory.check_before_update);
+            if let (Some(limit), Some(used)) = (memory.limit.filter(|limit| *limit > 0), used)
+                && used > limit
+            {
+                return Err(Error::config(
+                    "linux.resources.memory.limit",
+                    format!("{limit}: the container uses {used} bytes (checkBeforeUpdate)"),
+                ));
+            }
+        }
+        let (new, old) = (v2::translate(&resources)?, v1::translate(&resources)?);
+        let mount = Host::find().unified.map(|hierarchy| hierarchy.mount);
+        let mut controllers = BTreeSet::new();
+        if let (Some(directory), Some(mount)) = (unified, &mount) {
+            let wanted = new.settings.iter().map(Setting::controller).collect();
+            controllers = unified::enable(mount, directory, &wanted);
+        }
+        let is_new = |controller: &str| controllers.contains(controller) || controller == "cgroup";
+        let legacy_name = |controller| if controller == "io" { "blkio" } else { controller };
+        let old_controllers: BTreeSet<&str> = old.settings.iter().map(Setting::controller).collect();
+        let is_old: BTreeSet<&str> = old_controllers
+            .into_iter()
+            .filter(|name| !is_new(name) && self.legacy.contains_key(legacy_name(name)))
+            .collect();
+        // Before anything is changed.
+        for setting in &new.settings {
+            let controller = setting.controller();
+            if is_new(controller) || is_old.contains(controller) {
+                continue;
+            }
+            let reason = match (unified, &mount) {
+                (Some(directory), Some(mount)) => unified::missing(mount, directory, controller),
+                _ => format!("the container has no cgroup of the {controller} controller"),
+            };
+            return Err(Error::Usage(format!(
+                "linux.resources.{}: {} limit not enforced: {reason}",
+                setting.field,
+                kind(controller)
+            )));
+        }
+        let lost = new
+            .lost
+            .iter()
+            .filter(|(name, _)| !is_old.contains(name.as_str()));
+        let lost = lost.chain(old.lost.iter().filter(|(name, _)| is_old.contains(name.as_str())));
+        if let Some((_, line)) = lost.into_iter().next() {
+            return Err(Error::Usage(line.clone()));
+        }
+        let mut warnings = Vec::new();
+        if let Some(directory) = unified {
+            for setting in new.settings.iter().filter(|s| is_new(s.controller())) {
+                warnings.extend(write_setting(directory, setting)?);
+            }
+        }
+        legacy::write_all(&self.legacy, &old.settings, &is_old, &mut warnings)?;
+        match warnings.into_iter().next() {
+            Some(line) => Err(Error::Usage(line)),
+            None => Ok(()),
+        }
+    }
+
     /// The processes in it, as this process sees them.
     pub(crate) fn processes(&self) -> Result<Vec<i32>, Error> {
         let mut found = Vec::new();
@@ -522,6 +600,29 @@ impl Cgroup {
     }
 }
 
+/// Bytes as people write them: `1024`, `64k`, `512M`, `1g`, `2GiB`; `-1` is unlimited.
+pub(crate) fn parse_bytes(text: &str) -> Option<i64> {
+    if text == "-1" {
+        return Some(-1);
+    }
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.to_ascii_lowercase();
+    let shift = match unit
+        .strip_suffix("ib")
+        .or(unit.strip_suffix('b'))
+        .unwrap_or(&unit)
+    {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    number.parse::<i64>().ok()?.checked_mul(1 << shift)
+}
+
 /// Why a directory cannot be made, with what to do about it.
 fn refusal(place: &Path, error: &io::Error) -> String {
     let above = place.parent().unwrap_or(place).display();
@@ -553,5 +654,61 @@ impl Entry {
             rustix::io::write(procs, b"0").context(|| "enter the cgroup")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_as_people_write_them() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("1024", Some(1024)),
+            ("64k", Some(64 << 10)),
+            ("512M", Some(512 << 20)),
+            ("2GiB", Some(2 << 30)),
+            ("3gb", Some(3 << 30)),
+            ("7b", Some(7)),
+            ("-1", Some(-1)),
+            ("-2", None),
+            ("", None),
+            ("m", None),
+            ("1x", None),
+            ("1 m", None),
+            ("9223372036854775807k", None),
+        ] {
+            assert_eq!(parse_bytes(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_recorded_and_read_back() {
+        let cgroup = Cgroup {
+            unified: Some("/sys/fs/cgroup/a".into()),
+            legacy: [("memory".to_owned(), PathBuf::from("/m"))].into(),
+            made: vec!["/sys/fs/cgroup".into()],
+        };
+        let text = serde_json::to_string(&cgroup).unwrap();
+        assert_eq!(
+            text,
+            r#"{"unified":"/sys/fs/cgroup/a","legacy":{"memory":"/m"},"made":["/sys/fs/cgroup"]}"#
+        );
+        assert_eq!(serde_json::from_str::<Cgroup>(&text).unwrap(), cgroup);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_and_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let setting = Setting::new("pids.limit", "pids.max", 5);
+        let line = write_setting(directory.path(), &setting).unwrap().unwrap();
+        assert_eq!(
+            line,
+            "linux.resources.pids.limit: not enforced: this kernel has no pids.max"
+        );
+        assert!(!directory.path().join("pids.max").exists());
+        let setting = Setting::new("unified.pids.max", "pids.max", 5);
+        assert!(write_setting(directory.path(), &setting).is_err());
     }
 }

@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn each_limit_becomes_a_file_and_a_value() {
-        let cases: &[(&str, &[(&str, &str, &str)])] = &[
+        type Written<'a> = &'a [(&'a str, &'a str, &'a str)];
+        let cases: &[(&str, Written<'_>)] = &[
             ("{}", &[]),
             (r#"{"memory":{},"cpu":{},"pids":{},"blockIO":{}}"#, &[]),
             (

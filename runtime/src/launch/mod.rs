@@ -15,7 +15,8 @@ use std::process::Command;
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-pub(crate) use plan::{Mappings, Plan, plan};
+pub(crate) use options::NAMES as MOUNT_OPTIONS;
+pub(crate) use plan::{Mappings, NAMESPACES, Plan, plan};
 pub(crate) use program::Request;
 
 use crate::cgroup::Entry;
@@ -317,6 +318,12 @@ fn run_mapper(program: &str, field: &str, pid: i32, list: &[IdMapping]) -> Resul
         )),
         Err(e) => Err(e).context(|| program.to_owned()),
     }
+}
+
+/// Whether a mount option is honoured, and not handed to the filesystem.
+#[cfg(test)]
+pub(crate) fn is_mount_option(word: &str) -> bool {
+    options::parse(&[word.to_owned()]).is_ok_and(|options| options.data.is_empty())
 }
 
 /// Whether a path can be a host directory to work in.

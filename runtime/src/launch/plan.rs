@@ -22,6 +22,9 @@ use crate::sys;
 /// Annotations that steer this runtime; anything else below `dev.wherry.` is refused.
 const ANNOTATIONS: &[&str] = &["dev.wherry.seccomp", "dev.wherry.landlock", "dev.wherry.ports"];
 
+/// Namespaces that a bundle may name.
+pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+
 /// Most id ranges: the kernel's own limit.
 const MAX_MAPPINGS: usize = 340;
 
