@@ -403,8 +403,25 @@ fn as_root(args: &[&str]) -> Bundle {
 }
 
 fn root_call(bundle: &Bundle, args: &[&str]) -> Output {
+    root_call_in(bundle, Command::new(env!("CARGO_BIN_EXE_wherry-runtime")), args)
+}
+
+/// As [`root_call`], with cgroup v2 out of sight.
+fn v1_call(bundle: &Bundle, args: &[&str]) -> Output {
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "umount /sys/fs/cgroup/unified && exec \"$0\" \"$@\"",
+        ])
+        .arg(env!("CARGO_BIN_EXE_wherry-runtime"));
+    root_call_in(bundle, command, args)
+}
+
+fn root_call_in(bundle: &Bundle, mut command: Command, args: &[&str]) -> Output {
     let open = |name: &str| std::fs::File::create(bundle.path().join(name)).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wherry-runtime"));
     command
         .arg("--root")
         .arg(bundle.path().join("root-state"))
@@ -537,4 +554,37 @@ fn more_processes_than_the_limit_cannot_be_made() {
     let output = root_call(&bundle, &["run", "c"]);
     let line = text(&output.stderr);
     assert!(line.contains("can't fork"), "{:?} {line}", output.status);
+}
+
+#[test]
+fn with_cgroup_v1_alone_the_freezer_pauses_counts_and_lets_die() {
+    if !v1_limits("v1-only") || !Path::new("/sys/fs/cgroup/unified").exists() {
+        return;
+    }
+    let mut bundle = as_root(&["sh", "-c", "(sleep 1000 &) ; sleep 1000; true"]);
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    std::fs::write(bundle.path().join("config.json"), bundle.config.to_string()).unwrap();
+    let ok = |args: &[&str]| {
+        let output = v1_call(&bundle, args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let id = format!("wherry-test-{}-v1", std::process::id());
+    ok(&["create", &id]);
+    ok(&["start", &id]);
+    let own = PathBuf::from(format!("/sys/fs/cgroup/freezer/wherry-{id}"));
+    eventually("three processes", || procs(&own).len() == 3);
+    ok(&["pause", &id]);
+    assert!(ok(&["state", &id]).contains("\"paused\""));
+    assert_eq!(
+        std::fs::read_to_string(own.join("freezer.state")).unwrap().trim(),
+        "FROZEN"
+    );
+    ok(&["resume", &id]);
+    assert!(ok(&["state", &id]).contains("\"running\""));
+    ok(&["exec", &id, "true"]);
+    ok(&["pause", &id]);
+    ok(&["delete", "--force", &id]);
+    assert!(!own.exists());
 }

@@ -85,6 +85,10 @@ fn kill(directory: &Directory, record: &Record) -> Result<(), Error> {
         Err(error) if record.init.is_alive() => return Err(error),
         _ => {}
     }
+    if let Some(cgroup) = record.cgroup.as_ref().filter(|cgroup| cgroup.is_frozen()) {
+        // In cgroup v1 a frozen process does not even die.
+        cgroup.freeze(false)?;
+    }
     if record.init.wait_end(KILLED) {
         return Ok(());
     }
