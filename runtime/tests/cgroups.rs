@@ -179,6 +179,38 @@ fn a_container_is_beside_its_caller_and_alone_in_its_cgroup() {
 }
 
 #[test]
+fn where_only_the_callers_own_cgroup_is_delegated_it_is_beneath_it() {
+    let Some(delegated) = Delegated::new("beneath") else {
+        return;
+    };
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.write();
+    // In the delegated cgroup itself, not in `agent`: what is above it belongs to root.
+    let mut command = delegated.enter(&bundle.runtime(&["create", "--pid-file", "pid", "c"]));
+    let own = delegated.0.join("cgroup.procs");
+    let args: Vec<std::ffi::OsString> = command.get_args().map(|arg| arg.to_owned()).collect();
+    command = Command::new(command.get_program());
+    command.args(args.iter().enumerate().map(|(index, arg)| match index {
+        2 => own.as_os_str(),
+        _ => arg.as_os_str(),
+    }));
+    let errors = std::fs::File::create(bundle.path().join("errors")).unwrap();
+    let child = command
+        .current_dir(bundle.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .spawn()
+        .unwrap();
+    let created = finish(child).status;
+    let errors = std::fs::read_to_string(bundle.path().join("errors")).unwrap();
+    assert!(created.success(), "{errors}");
+    assert_eq!(procs(&delegated.0.join("wherry-c")), [bundle.pid()]);
+    delegated.ok(&bundle, &["delete", "--force", "c"]);
+    assert!(delegated.containers().is_empty(), "{:?}", delegated.containers());
+}
+
+#[test]
 fn a_path_is_made_and_removed_with_what_was_made_for_it() {
     let Some(delegated) = Delegated::new("path") else {
         return;

@@ -636,6 +636,12 @@ fn refusal(place: &Path, error: &io::Error) -> String {
 }
 
 impl Entry {
+    /// Says whether processes may be made in it, or have to enter by themselves.
+    pub(crate) fn at_birth(mut self, born: bool) -> Self {
+        self.directory = self.directory.filter(|_| born);
+        self
+    }
+
     /// The directory in which a process can be made, where the kernel can do that.
     pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
         self.directory.as_ref().map(AsFd::as_fd)

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::Access;
 
 use super::{read, write};
 
@@ -26,6 +27,10 @@ pub(super) fn enable(mount: &Path, directory: &Path, wanted: &BTreeSet<&str>) ->
         return has;
     };
     let available = enable(mount, above, wanted);
+    // Some controllers could be had even so, but then only threads may be beneath.
+    if holds_processes(mount, above) {
+        return has;
+    }
     let missing = wanted.iter().filter(|name| !has.contains(**name));
     let mut changed = false;
     for name in missing.filter(|name| available.contains(**name)) {
@@ -33,6 +38,11 @@ pub(super) fn enable(mount: &Path, directory: &Path, wanted: &BTreeSet<&str>) ->
         changed |= write(&above.join("cgroup.subtree_control"), &format!("+{name}")).is_ok();
     }
     if changed { controllers(directory) } else { has }
+}
+
+/// Whether processes keep a directory from handing down controllers; the top of the hierarchy is free of that rule.
+fn holds_processes(mount: &Path, directory: &Path) -> bool {
+    directory != mount && read(&directory.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
 }
 
 /// Why `directory` does not have a controller, and how to get it.
@@ -48,22 +58,18 @@ pub(super) fn missing(mount: &Path, directory: &Path, controller: &str) -> Strin
     let mut lacking = directory;
     for above in directory.ancestors().skip(1) {
         if controllers(above).contains(controller) {
-            let reason = match write(&above.join("cgroup.subtree_control"), &format!("+{controller}")) {
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => format!(
-                    "{} has processes of its own, so it cannot hand the {controller} controller down (start them in a cgroup beneath it)",
-                    above.display()
-                ),
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => format!(
-                    "the {controller} controller is not delegated to {} (in a systemd unit: Delegate=yes; for all of a user's: a drop-in for user@.service with Delegate=cpu cpuset io memory pids)",
-                    lacking.display()
-                ),
-                Err(e) => format!(
-                    "hand the {controller} controller down from {}: {e}",
-                    above.display()
-                ),
-                Ok(()) => format!("the {controller} controller came late to {}", lacking.display()),
+            let (from, to) = (above.display(), lacking.display());
+            return if rustix::fs::access(above.join("cgroup.subtree_control"), Access::WRITE_OK).is_err() {
+                format!(
+                    "the {controller} controller is not delegated to {to} (in a systemd unit: Delegate=yes; for all of a user's: a drop-in for user@.service with Delegate=cpu cpuset io memory pids)"
+                )
+            } else if holds_processes(mount, above) {
+                format!(
+                    "{from} has processes of its own, so it cannot hand the {controller} controller down (start them in a cgroup beneath it)"
+                )
+            } else {
+                format!("the kernel does not hand the {controller} controller from {from} down to {to}")
             };
-            return reason;
         }
         lacking = above;
         if above == mount {

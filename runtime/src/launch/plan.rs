@@ -85,6 +85,18 @@ impl Plan {
         !rustix::process::geteuid().is_root() || self.new.contains(UnshareFlags::NEWUSER)
     }
 
+    /// Whether init can be made in the container's cgroup: its maker, the spawner, must be the user who made the cgroup, in
+    /// a cgroup namespace that shows it. Otherwise init enters through a descriptor that the creator has opened.
+    pub(crate) fn born_in_cgroup(&self) -> bool {
+        let root = self.mappings.as_ref().and_then(|mappings| {
+            let first = |m: &&IdMapping| m.container_id == 0;
+            mappings.uids.iter().find(first).map(|m| m.host_id)
+        });
+        let joined = UnshareFlags::NEWUSER | UnshareFlags::NEWCGROUP;
+        root.is_none_or(|id| id == rustix::process::geteuid().as_raw())
+            && !self.joined_kinds.intersects(joined)
+    }
+
     /// Whether new namespaces can only be made after a user namespace was joined.
     pub(crate) fn joins_user_namespace(&self) -> bool {
         self.joined_kinds.contains(UnshareFlags::NEWUSER)

@@ -141,10 +141,15 @@ fn fork_into(entry: Option<&Entry>, flags: i32) -> std::io::Result<(Side, bool)>
     if let Some(directory) = entry.and_then(Entry::directory) {
         match sys::fork_into(flags, directory) {
             Ok(side) => return Ok((side, true)),
-            // Its limit of processes: entering by itself would pass it by.
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => return Err(e),
-            // Before 5.7, a filter of an outer container, or an owner that this namespace does not know.
-            Err(_) => {}
+            // Before 5.7, or a filter of an outer container.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EINVAL | libc::E2BIG | libc::EPERM)
+                ) => {}
+            // Of the cgroup: its limit of processes, which entering later would pass by; and a new pid namespace whose
+            // first process could not be made takes no other.
+            Err(e) => return Err(e),
         }
     }
     Ok((sys::fork(flags)?, false))

@@ -87,7 +87,7 @@ pub(super) fn create(
                 null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                     .context(|| "/dev/null")?,
                 preserved: options.preserve_fds,
-                cgroup: created.entry,
+                cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
                 state: state.to_string(),
             })
         })?;
