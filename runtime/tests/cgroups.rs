@@ -262,6 +262,23 @@ fn a_limit_without_its_controller_is_a_warning_that_state_repeats() {
 }
 
 #[test]
+fn a_path_meant_for_systemd_is_a_name_beside_the_caller() {
+    let Some(delegated) = Delegated::new("scope") else {
+        return;
+    };
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.config["linux"]["cgroupsPath"] = json!("user.slice:libpod:c");
+    delegated.start(&bundle);
+    assert_eq!(delegated.containers(), ["libpod-c"]);
+    let state = delegated.state(&bundle);
+    let warnings = state["annotations"]["dev.wherry.warnings"].as_str().unwrap();
+    assert!(
+        warnings.contains("systemd is not asked for a scope"),
+        "{warnings}"
+    );
+}
+
+#[test]
 fn without_delegation_limits_are_warnings_and_nothing_else_is_lost() {
     let mut bundle = Bundle::new(&["sleep", "1000"]);
     bundle.config["linux"]["resources"] = json!({"memory": {"limit": 10_000_000}});

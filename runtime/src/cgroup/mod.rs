@@ -106,6 +106,7 @@ pub(crate) fn create(
     let mut warnings = Vec::new();
 
     let mut why = "no cgroup hierarchy is mounted on /sys/fs/cgroup".to_owned();
+    let mut refused = BTreeMap::new();
     let mut controllers = BTreeSet::new();
     if let Some(hierarchy) = &host.unified {
         match cgroup.make(hierarchy, "unified", asked, journal)? {
@@ -139,8 +140,7 @@ pub(crate) fn create(
             };
             match cgroup.make(hierarchy, name, asked, journal)? {
                 Ok(_) => drop(is_old.insert(controller)),
-                Err(reason) if cgroup.unified.is_none() => why = reason,
-                Err(_) => {}
+                Err(reason) => drop(refused.insert(controller, reason)),
             }
         }
         legacy::write_all(&cgroup.legacy, &old.settings, &is_old, &mut warnings)?;
@@ -165,8 +165,9 @@ pub(crate) fn create(
                 .filter(|setting| setting.controller() == controller)
                 .map(|setting| setting.field.as_str())
                 .collect();
-            let reason = match (&cgroup.unified, &host.unified) {
-                (Some(directory), Some(hierarchy)) => {
+            let reason = match (refused.get(controller), &cgroup.unified, &host.unified) {
+                (Some(reason), _, _) => reason.clone(),
+                (None, Some(directory), Some(hierarchy)) => {
                     unified::missing(&hierarchy.mount, directory, controller)
                 }
                 _ => why.clone(),
@@ -185,8 +186,14 @@ pub(crate) fn create(
         let _ = cgroup.remove();
         return Err(error);
     }
-    if asked.path.is_some_and(|path| !path.is_empty()) && cgroup == Cgroup::default() {
-        warnings.push(format!("linux.cgroupsPath: not used: {why}"));
+    match asked.path.filter(|path| !path.is_empty()) {
+        Some(_) if cgroup == Cgroup::default() => {
+            warnings.push(format!("linux.cgroupsPath: not used: {why}"));
+        }
+        Some(path) if path.contains(':') => warnings.push(format!(
+            "linux.cgroupsPath: {path:?}: systemd is not asked for a scope, the cgroup is beside the caller's"
+        )),
+        _ => {}
     }
     if asked
         .resources
