@@ -435,6 +435,10 @@ mod tests {
                 Ok(&["process.ioPriority", "linux.intelRdt"]),
             ),
             (r#"{"ociVersion":"1.0","later":{"a":1}}"#, Ok(&["later"])),
+            (
+                r#"{"ociVersion":"1.0","linux":{"resources":{"memory":{"limit":1,"later":2}}}}"#,
+                Ok(&["linux.resources.memory.later"]),
+            ),
             (r#"{"ociVersion":"2.0"}"#, Err("ociVersion")),
             (r#"{"ociVersion":"1.0","root":{"path":7}}"#, Err("syntax")),
             (r#"{"ociVersion":"1.0"}x"#, Err("syntax")),
