@@ -225,7 +225,7 @@ mod tests {
         for (typed, part) in [
             ("run --privileged x", "run --privileged: "),
             ("run --restart=always x", "run --restart: "),
-            ("run -m 64m x", "run -m: "),
+            ("run --device /dev/i2c-1 x", "run --device: "),
             ("build .", "wherry build: "),
             ("exec --privileged x", "exec --privileged: "),
         ] {

@@ -12,4 +12,5 @@ pub mod source;
 pub mod upstream;
 
 mod causes;
+mod delegation;
 mod sys;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cgroup::Resources;
 use crate::error::Error;
 
 /// The largest `config.json` that is read. Podman's, with its seccomp profile, is 80 KB.
@@ -195,7 +196,7 @@ pub struct Linux {
     /// Where the container's cgroup shall be.
     pub cgroups_path: Option<String>,
     /// Limits.
-    pub resources: Option<Value>,
+    pub resources: Option<Resources>,
     /// Namespaces, new ones or joined by path.
     pub namespaces: Vec<Namespace>,
     /// Device nodes besides the default ones.
@@ -315,6 +316,7 @@ const HARMLESS: &[&str] = &[
     "process.commandLine",
     "linux.intelRdt.",
     "linux.memoryPolicy.",
+    "linux.resources.",
     "vm.",
     "windows.",
     "solaris.",
@@ -433,6 +435,10 @@ mod tests {
                 Ok(&["process.ioPriority", "linux.intelRdt"]),
             ),
             (r#"{"ociVersion":"1.0","later":{"a":1}}"#, Ok(&["later"])),
+            (
+                r#"{"ociVersion":"1.0","linux":{"resources":{"memory":{"limit":1,"later":2}}}}"#,
+                Ok(&["linux.resources.memory.later"]),
+            ),
             (r#"{"ociVersion":"2.0"}"#, Err("ociVersion")),
             (r#"{"ociVersion":"1.0","root":{"path":7}}"#, Err("syntax")),
             (r#"{"ociVersion":"1.0"}x"#, Err("syntax")),

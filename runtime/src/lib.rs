@@ -29,6 +29,10 @@
 //! The creator is single-threaded, so a fork is all that it takes; nothing is executed again and no copy of the binary
 //! is made where Landlock keeps it out of reach (`seal` makes one where it does not).
 //!
+//! The cgroup is made and limited by the creator before anything else; init alone is in it, and what `exec` makes: they are
+//! born there (`cgroup`). A new cgroup namespace is therefore init's to make. It goes back to the mounter, which needs it for
+//! the mounts that show it, and stays with the spawner for `exec`.
+//!
 //! # What is a library's
 //!
 //! `landlock` and `caps` enforce what `policy` decided; `libcontainer` applies AppArmor's profile. Its mounts, ids and
@@ -36,6 +40,7 @@
 //! the mounter does them in front of it, beneath a descriptor of the root (`resolve`) and with ids that 32-bit ARM gets
 //! right; its seccomp needs a C library. Filters are compiled here (`seccomp`), which costs no start any time.
 
+pub mod cgroup;
 pub mod config;
 mod confine;
 mod error;

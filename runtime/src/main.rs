@@ -19,7 +19,7 @@ struct Args {
     /// format of the log: text or json
     #[argh(option, default = "String::from(\"text\")")]
     log_format: String,
-    /// accepted, engines pass it: containers get no cgroup of their own, neither from systemd nor otherwise
+    /// accepted, engines pass it: cgroups are made without systemd, in what it has delegated to the caller
     #[argh(switch)]
     #[expect(dead_code, reason = "accepted without effect, and said so")]
     systemd_cgroup: bool,
@@ -40,6 +40,12 @@ enum Verb {
     Delete(verbs::Delete),
     Run(verbs::Run),
     Exec(verbs::Exec),
+    Pause(verbs::Pause),
+    Resume(verbs::Resume),
+    Update(verbs::Update),
+    Events(verbs::Events),
+    Ps(verbs::Ps),
+    Features(verbs::Features),
     List(verbs::List),
     Monitor(monitor::Args),
     Forward(forward::Args),
@@ -54,6 +60,7 @@ const SWITCHES: &[&str] = &[
     "--all",
     "-a",
     "--force",
+    "--stats",
     "-f",
     "--tty",
     "-t",
@@ -87,7 +94,7 @@ fn split_values(words: impl Iterator<Item = String>) -> Vec<String> {
                 }
             }
             _ => {
-                exec |= positionals == 0 && word == "exec";
+                exec |= positionals == 0 && matches!(word.as_str(), "exec" | "ps");
                 positionals += 1;
                 split.push(word);
             }
@@ -157,6 +164,12 @@ fn run(root: &Option<PathBuf>, verb: Verb, out: &mut dyn Write) -> Result<ExitCo
         Verb::List(options) => verbs::list::run(&root, &options, out)?,
         Verb::Run(options) => return verbs::run::run(&root, options).map(ExitCode::from),
         Verb::Exec(options) => return verbs::exec::run(&root, &options).map(ExitCode::from),
+        Verb::Pause(options) => verbs::pause::pause(&root, &options)?,
+        Verb::Resume(options) => verbs::pause::resume(&root, &options)?,
+        Verb::Update(options) => verbs::update::run(&root, &options)?,
+        Verb::Events(options) => verbs::events::run(&root, &options, out)?,
+        Verb::Ps(options) => verbs::ps::run(&root, &options, out)?,
+        Verb::Features(_) => verbs::features::run(out)?,
         // Dispatched before: they have no use for the root directory.
         Verb::Monitor(_) | Verb::Forward(_) => {}
         Verb::Delete(options) => {

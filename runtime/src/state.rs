@@ -1,4 +1,4 @@
-//! What is kept of a container between two calls: `ROOT/ID/` with `state.json`, `exec.sock` and `lock`.
+//! What is kept of a container between two calls: `ROOT/ID/` with `state.json`, `exec.sock`, `cgroup` and `lock`.
 //!
 //! The directory is volatile state of this boot: it is replaced by rename, so that a reader sees the old or the new
 //! record, but not synced. A directory without `state.json` is a creation under way, or what a killed one left.
@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::config::Hooks;
 use crate::error::{Context, Error};
 use crate::launch::Message;
@@ -107,13 +108,27 @@ pub(crate) fn signal_of(number: i32) -> Result<Signal, Error> {
     crate::sys::signal(number).ok_or_else(|| Error::Usage(format!("signal {number}: expected 1 to 64")))
 }
 
-/// Start time and state letter of a process.
-fn stat(pid: i32) -> std::io::Result<(u64, char)> {
+/// The parent of a process.
+pub(crate) fn parent(pid: i32) -> std::io::Result<i32> {
+    let rest = stat_fields(pid)?;
+    let parent = rest.split_ascii_whitespace().nth(1).and_then(|s| s.parse().ok());
+    parent.ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+/// The fields of `/proc/PID/stat` after the name, which, in parentheses, may hold anything.
+fn stat_fields(pid: i32) -> std::io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut text)?;
+    match text.rsplit_once(')') {
+        Some((_, rest)) => Ok(rest.to_owned()),
+        None => Err(std::io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Start time and state letter of a process.
+fn stat(pid: i32) -> std::io::Result<(u64, char)> {
     let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-    // The name, in parentheses, may hold anything.
-    let (_, rest) = text.rsplit_once(')').ok_or_else(malformed)?;
+    let rest = stat_fields(pid)?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields
         .next()
@@ -144,7 +159,7 @@ pub(crate) struct Record {
     pub(crate) hooks: Hooks,
     /// The container's cgroup, where there is one.
     #[serde(default)]
-    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) cgroup: Option<Cgroup>,
 }
 
 impl Record {
@@ -157,6 +172,7 @@ pub(crate) enum Status {
     Creating,
     Created,
     Running,
+    Paused,
     Stopped,
 }
 
@@ -166,6 +182,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -365,6 +382,26 @@ impl Directory {
         serde_json::from_slice(&text).map_err(damaged).map(Some)
     }
 
+    /// Writes down where the container's cgroup is about to be, for whoever cleans up after a killed creation.
+    pub(crate) fn write_cgroup(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        let what = || self.path.join("cgroup").display().to_string();
+        let text = serde_json::to_vec(cgroup).map_err(|e| Error::Corrupt(format!("{}: {e}", what())))?;
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.fd, "cgroup", flags, Mode::RUSR | Mode::WUSR).context(what)?;
+        std::fs::File::from(file).write_all(&text).context(what)
+    }
+
+    /// Where a creation that was not completed has put the cgroup.
+    pub(crate) fn cgroup(&self) -> Option<Cgroup> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.fd, "cgroup", flags, Mode::empty()).ok()?;
+        let mut text = Vec::new();
+        let file = std::fs::File::from(file);
+        file.take(MAX_RECORD).read_to_end(&mut text).ok()?;
+        // Cut off: it was killed while writing, before anything was made.
+        serde_json::from_slice(&text).ok()
+    }
+
     /// Replaces the record.
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let what = || self.path.join("state.json").display().to_string();
@@ -416,13 +453,14 @@ impl Directory {
         match asked {
             Ok(Some(packet)) if packet.number(0) == Some(0) => Status::Created,
             _ if !record.init.is_alive() => Status::Stopped,
+            _ if record.cgroup.as_ref().is_some_and(Cgroup::is_frozen) => Status::Paused,
             _ => Status::Running,
         }
     }
 
     /// Removes the directory and what is in it.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        for file in ["exec.sock", "state.json", "state.json.new", "lock"] {
+        for file in ["exec.sock", "state.json", "state.json.new", "cgroup", "lock"] {
             match rustix::fs::unlinkat(&self.fd, file, rustix::fs::AtFlags::empty()) {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                 Err(e) => return Err(e).context(|| self.path.join(file).display().to_string()),

@@ -50,6 +50,45 @@ pub(crate) fn fork(flags: c_int) -> io::Result<Side> {
     })
 }
 
+/// Forks as [`fork`] does, with `CLONE_PARENT` or nothing, into a cgroup of the unified hierarchy. An error when the kernel
+/// cannot do that: before 5.7, or where clone3 is filtered.
+pub(crate) fn fork_into(flags: c_int, cgroup: BorrowedFd<'_>) -> io::Result<Side> {
+    /// `struct clone_args`, up to its version 2.
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    if flags & !libc::CLONE_PARENT != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let arguments = Arguments {
+        flags: flags as u64 | INTO_CGROUP,
+        // With CLONE_PARENT the child takes over this process's own signal.
+        exit_signal: if flags == 0 { libc::SIGCHLD as u64 } else { 0 },
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..Arguments::default()
+    };
+    // SAFETY: as in `fork`; the kernel reads a structure of the size that is named.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<Arguments>()) })?;
+    Ok(match Pid::from_raw(pid as i32) {
+        Some(pid) => Side::Parent(pid),
+        None => Side::Child,
+    })
+}
+
 /// Runs `call` in a child that shares this memory while this process waits, and returns its exit status.
 ///
 /// The child is created in the pid namespace chosen for children: this is how a process outside of it mounts its procfs.

@@ -19,56 +19,6 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ),
     (
         "run",
-        "-m",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--memory",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--memory-swap",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "-c",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--cpus",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--cpu-shares",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--cpuset-cpus",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--pids-limit",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
-        "--ulimit",
-        "resource limits are not supported yet; set them in your shell with ulimit",
-    ),
-    (
-        "run",
-        "--oom-score-adj",
-        "resource limits are not supported yet; leave the flag out",
-    ),
-    (
-        "run",
         "--shm-size",
         "the size of /dev/shm is 64 MB; use --tmpfs /dev/shm:size=N",
     ),
@@ -120,7 +70,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     (
         "run",
         "--cgroup-parent",
-        "control groups are not supported yet; leave the flag out",
+        "a container's control group is beside that of its caller; start wherry where you want it (systemd-run --user -p Delegate=yes)",
     ),
     (
         "run",

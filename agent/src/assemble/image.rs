@@ -4,7 +4,7 @@ use wherry_images::Image;
 use wherry_images::manifest::ImageConfig;
 
 use super::Error;
-use crate::container::{Network, Owner, Signal, Spec};
+use crate::container::{Limits, Network, Owner, Signal, Spec};
 
 /// Seconds between the stop signal and `SIGKILL`: docker's.
 const STOP_GRACE: u32 = 10;
@@ -60,6 +60,7 @@ impl Spec {
             auto_remove: false,
             stop_signal,
             stop_grace: STOP_GRACE,
+            limits: Limits::default(),
         })
     }
 }

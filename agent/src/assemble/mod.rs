@@ -169,6 +169,16 @@ pub fn bundle(input: &Input<'_>) -> Result<Bundle, Error> {
             "readonlyPaths": READONLY,
         },
     });
+    if let Some(resources) = spec.limits.resources() {
+        config["linux"]["resources"] = resources;
+    }
+    let rlimits = spec.limits.rlimits();
+    if !rlimits.is_empty() {
+        config["process"]["rlimits"] = Value::from(rlimits);
+    }
+    if let Some(score) = spec.limits.oom_score_adj {
+        config["process"]["oomScoreAdj"] = score.into();
+    }
     if spec.network == Network::Host && !spec.ports.is_empty() {
         let ports: Vec<String> = spec
             .ports

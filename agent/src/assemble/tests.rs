@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::container::{Owner, Port, Signal};
+use crate::container::{Limits, Owner, Port, Signal};
 use wherry_images::Digest;
 use wherry_images::manifest::ImageConfig;
 
@@ -43,6 +43,7 @@ fn spec() -> Spec {
         auto_remove: false,
         stop_signal: Signal::TERM,
         stop_grace: 10,
+        limits: Limits::default(),
     }
 }
 

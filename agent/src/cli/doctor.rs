@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -15,6 +14,7 @@ use serde_json::json;
 use super::ago;
 use super::failure::{Failure, print};
 use super::place::{Place, find_runtime};
+use crate::delegation::{self, Delegation};
 use crate::sys;
 
 /// Less free space than this cannot take an image and its update.
@@ -354,60 +354,53 @@ fn seccomp() -> Finding {
     }
 }
 
-/// Where this process stands in the v2 hierarchy, whether the user may make groups there, and with which controllers.
+/// Where this process stands in the v2 hierarchy, where its containers would be, and with which controllers.
 fn cgroups() -> Finding {
     let name = "resource limits";
     let lost = |why: String| finding(name, Outcome::Lost, format!("not enforced: {why}"));
-    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let mounts = read(Path::new("/proc/self/mountinfo"));
-    let mount = mounts.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        (right.split(' ').next()? == "cgroup2").then(|| left.split(' ').nth(4))?
-    });
-    let Some(mount) = mount else {
+    let Some(delegation) = Delegation::find() else {
         return lost(
             "no cgroup v2 hierarchy is mounted; boot with systemd.unified_cgroup_hierarchy=1".into(),
         );
     };
-    let own = read(Path::new("/proc/self/cgroup"));
-    let own = own
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .unwrap_or("/");
-    let group = Path::new(mount).join(own.trim_start_matches('/'));
-    let controllers = read(&group.join("cgroup.controllers"));
+    let own = delegation.own();
+    let Some(containers) = delegation.containers() else {
+        return lost(format!(
+            "{} is not yours; start wherry in a unit with Delegate=yes and DelegateSubgroup=agent, or with systemd-run --user \
+             --scope -p Delegate=yes",
+            own.display()
+        ));
+    };
+    let controllers = delegation::controllers(containers);
     let missing: Vec<&str> = ["memory", "cpu", "pids"]
         .into_iter()
-        .filter(|c| !controllers.split_whitespace().any(|have| have == *c))
+        .filter(|name| !controllers.iter().any(|have| have == name))
         .collect();
     if !missing.is_empty() {
-        let boot = if missing.contains(&"memory")
-            && !read(Path::new("/proc/cmdline")).contains("cgroup_enable=memory")
-        {
+        let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let hint = if missing.contains(&"memory") && !cmdline.contains("cgroup_enable=memory") {
             "; a Pi wants cgroup_enable=memory in cmdline.txt"
         } else {
-            ""
+            "; a user's own units get what a drop-in for user@.service delegates: Delegate=cpu cpuset io memory pids"
         };
         return lost(format!(
-            "no {} controller in {}{boot}",
+            "no {} controller in {}{hint}",
             missing.join(", "),
-            group.display()
+            containers.display()
         ));
     }
-    let uid = rustix::process::geteuid().as_raw();
-    let delegated = fs::metadata(group.join("cgroup.procs")).is_ok_and(|meta| meta.uid() == uid)
-        && fs::metadata(&group).is_ok_and(|meta| meta.uid() == uid);
-    match delegated {
-        true => finding(
-            name,
-            Outcome::Ok,
-            format!("{} is yours, with {}", group.display(), controllers.trim()),
-        ),
-        false => lost(format!(
-            "{} is not yours; start wherry in a unit with Delegate=yes",
-            group.display()
-        )),
+    let found = format!(
+        "{} is yours, with {}",
+        containers.display(),
+        controllers.join(" ")
+    );
+    if containers == own {
+        return lost(format!(
+            "{found}, but with processes in it, it cannot give these to containers (the agent moves beneath it by itself; \
+             for wherry run start a shell in a group beneath it)"
+        ));
     }
+    finding(name, Outcome::Ok, found)
 }
 
 /// With a single id the container's user is the user who runs wherry.

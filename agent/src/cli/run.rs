@@ -15,7 +15,9 @@ use super::pull::{self, Show};
 use super::registry;
 use super::terminal::{self, Raw};
 use crate::assemble;
-use crate::container::{Attach, Container, Containers, Mount, Network, Port, Signal, Spec};
+use crate::container::{
+    Attach, Container, Containers, LimitFlags, Limits, Mount, Network, Port, Signal, Spec,
+};
 use crate::sys::Signals;
 
 /// make a container of an image and start it
@@ -100,6 +102,33 @@ pub struct Args {
     /// false for a registry without TLS, or with a certificate that proves nothing
     #[argh(option, arg_name = "bool", default = "true")]
     pub tls_verify: bool,
+    /// memory it may use, as 512m
+    #[argh(option, short = 'm', arg_name = "bytes")]
+    pub memory: Option<String>,
+    /// memory and swap together, -1 for any swap; twice the memory unless given
+    #[argh(option, arg_name = "bytes")]
+    pub memory_swap: Option<String>,
+    /// memory kept for it when memory is short
+    #[argh(option, arg_name = "bytes")]
+    pub memory_reservation: Option<String>,
+    /// processors it may use, as 1.5
+    #[argh(option, arg_name = "number")]
+    pub cpus: Option<String>,
+    /// its share of processor time beside others, 1024 by default
+    #[argh(option, short = 'c', arg_name = "shares")]
+    pub cpu_shares: Option<i64>,
+    /// the processors it runs on, as 0-2,4
+    #[argh(option, arg_name = "list")]
+    pub cpuset_cpus: Option<String>,
+    /// processes and threads it may have
+    #[argh(option, arg_name = "number")]
+    pub pids_limit: Option<i64>,
+    /// who is ended first when memory is short, -1000 to 1000
+    #[argh(option, arg_name = "score")]
+    pub oom_score_adj: Option<i32>,
+    /// a limit of each process: NAME=SOFT[:HARD], as nofile=1024
+    #[argh(option, arg_name = "limit")]
+    pub ulimit: Vec<String>,
     /// the signal that `stop` sends first
     #[argh(option, arg_name = "signal")]
     pub stop_signal: Option<String>,
@@ -158,7 +187,13 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
 /// Starts it; with `--rm` a container that cannot be started leaves nothing behind.
 fn start(containers: &Containers, container: &Container, attach: Attach) -> Result<(), Failure> {
     match containers.start(&container.id, attach) {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            // It may have ended already: then nobody can tell any more, and it makes no difference.
+            for line in containers.lost_limits(container).unwrap_or_default() {
+                let _ = writeln!(std::io::stderr(), "wherry: warning: {line}");
+            }
+            Ok(())
+        }
         Err(error) => {
             if container.spec.auto_remove {
                 remove(containers, container);
@@ -339,6 +374,19 @@ fn spec(args: &Args, image: &Image) -> Result<Spec, Failure> {
     spec.tty = args.tty;
     spec.open_stdin = args.interactive;
     spec.auto_remove = args.rm;
+    let flags = LimitFlags {
+        memory: args.memory.as_deref(),
+        memory_swap: args.memory_swap.as_deref(),
+        memory_reservation: args.memory_reservation.as_deref(),
+        cpus: args.cpus.as_deref(),
+        cpu_shares: args.cpu_shares,
+        cpuset_cpus: args.cpuset_cpus.as_deref(),
+        pids_limit: args.pids_limit,
+        oom_score_adj: args.oom_score_adj,
+        ulimit: &args.ulimit,
+    };
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    spec.limits = Limits::parse(&flags, processors)?;
     if let Some(signal) = &args.stop_signal {
         spec.stop_signal = Signal::parse(signal)?;
     }

@@ -28,9 +28,11 @@ const VERB_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a start may take. The monitor gives up earlier, and says why.
 const START_PATIENCE: Duration = Duration::from_secs(150);
 /// The words of the runtime's command line by which a call is known.
-const VERBS: [&str; 3] = ["monitor", "kill", "delete"];
+const VERBS: [&str; 4] = ["monitor", "kill", "delete", "state"];
 /// How much of what the runtime says is read.
 const MESSAGE_MAX: u64 = 4096;
+/// How much of what it answers is read.
+const ANSWER_MAX: u64 = 1 << 20;
 /// No `monitor.json` is larger.
 const CONFIG_MAX: u64 = 1 << 20;
 
@@ -215,6 +217,30 @@ pub(super) fn kill(containers: &Containers, container: &Container, signal: Signa
     run(kill, VERB_PATIENCE)
 }
 
+/// The limits that this board cannot enforce, as the runtime tells it, one line each. It is asked only for a container
+/// that has limits.
+pub(super) fn lost_limits(containers: &Containers, container: &Container) -> Result<Vec<String>, Error> {
+    if container.spec.limits.resources().is_none() {
+        return Ok(Vec::new());
+    }
+    let Some(root) = started_root(container.directory())? else {
+        return Ok(Vec::new());
+    };
+    let mut state = Command::new(&containers.runtime);
+    state.arg("--root").arg(root).arg("state").arg(container.id.hex());
+    let state: serde_json::Value = serde_json::from_slice(&answer(state, VERB_PATIENCE)?)
+        .map_err(|error| Error::io("read", Path::new("the runtime's state"), error))?;
+    let warnings = state["annotations"]["dev.wherry.warnings"].as_str();
+    let lines = warnings.unwrap_or_default().lines();
+    Ok(lines.filter_map(lost_limit).map(str::to_owned).collect())
+}
+
+/// What a warning of the runtime says of a limit, without the names of its fields.
+fn lost_limit(line: &str) -> Option<&str> {
+    let (_, what) = line.strip_prefix("linux.resources.")?.split_once(": ")?;
+    what.contains("not enforced").then_some(what)
+}
+
 /// Ends and deletes what a lost monitor left behind. The container's lock is held. Whether its process still ran.
 pub(super) fn clean_up(containers: &Containers, dir: &Directory, claim: &Observed) -> Result<bool, Error> {
     let this_boot = claim.boot_id == containers.boot_id;
@@ -246,20 +272,48 @@ pub(super) fn delete_state(containers: &Containers, dir: &Directory) -> Result<(
     run(delete, VERB_PATIENCE)
 }
 
-/// Runs the runtime to its end. What it says goes to a file in memory: a monitor that stays behind cannot hold us up.
-fn run(mut command: Command, patience: Duration) -> Result<(), Error> {
+/// Runs the runtime to its end.
+fn run(command: Command, patience: Duration) -> Result<(), Error> {
+    call(command, Stdio::null(), patience)
+}
+
+/// Runs the runtime to its end; what it answers.
+fn answer(command: Command, patience: Duration) -> Result<Vec<u8>, Error> {
+    let mut file = memory_file()?;
+    let stdout = file
+        .try_clone()
+        .map_err(|error| Error::io("make", Path::new("memfd"), error))?;
+    call(command, stdout.into(), patience)?;
+    read_back(&mut file, ANSWER_MAX)
+}
+
+fn memory_file() -> Result<File, Error> {
+    rustix::fs::memfd_create("wherry-runtime", MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|error| Error::io("make", Path::new("memfd"), error))
+}
+
+fn read_back(file: &mut File, limit: u64) -> Result<Vec<u8>, Error> {
+    let mut text = Vec::new();
+    let read = file
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| file.take(limit).read_to_end(&mut text));
+    read.map_err(|error| Error::io("read", Path::new("memfd"), error))?;
+    Ok(text)
+}
+
+/// What it says goes to a file in memory: a monitor that stays behind cannot hold us up.
+fn call(mut command: Command, stdout: Stdio, patience: Duration) -> Result<(), Error> {
     let program = PathBuf::from(command.get_program());
     let failed = |verb: &'static str| {
         let program = &program;
         move |error| Error::io(verb, program, error)
     };
-    let said = rustix::fs::memfd_create("wherry-runtime", MemfdFlags::CLOEXEC)
-        .map(File::from)
-        .map_err(|error| Error::io("make", Path::new("memfd"), error))?;
+    let mut said = memory_file()?;
     let stderr = said.try_clone().map_err(failed("run"))?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(stderr)
         .spawn()
         .map_err(failed("run"))?;
@@ -275,12 +329,7 @@ fn run(mut command: Command, patience: Duration) -> Result<(), Error> {
     if status.success() {
         return Ok(());
     }
-    let mut said = said;
-    let mut text = Vec::new();
-    let read = said
-        .seek(SeekFrom::Start(0))
-        .and_then(|_| (&mut said).take(MESSAGE_MAX).read_to_end(&mut text));
-    read.map_err(|error| Error::io("read", Path::new("memfd"), error))?;
+    let text = read_back(&mut said, MESSAGE_MAX)?;
     Err(Error::Runtime {
         code: status.code().unwrap_or(1),
         message: first_line(&text, &status.to_string()),
@@ -329,6 +378,22 @@ mod tests {
             ("", "wherry-runtime: no message, exit status: 1"),
         ] {
             assert_eq!(first_line(said.as_bytes(), "exit status: 1"), line);
+        }
+    }
+
+    #[test]
+    fn of_the_runtimes_warnings_the_lost_limits_are_told() {
+        for (line, told) in [
+            (
+                "linux.resources.memory.limit, memory.swap: memory limit not enforced: the memory controller is off",
+                Some("memory limit not enforced: the memory controller is off"),
+            ),
+            ("linux.resources.devices: no device filter", None),
+            ("landlock: not enforced: no", None),
+            ("linux.resources.", None),
+            ("", None),
+        ] {
+            assert_eq!(lost_limit(line), told, "{line}");
         }
     }
 

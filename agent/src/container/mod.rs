@@ -17,6 +17,7 @@
 
 mod directory;
 mod launch;
+mod limits;
 mod names;
 mod observed;
 mod process;
@@ -36,6 +37,7 @@ use process::Exit;
 pub(crate) use directory::{Lock, make_directory, read_bounded, sync_directory, write_durably};
 pub use launch::Attach;
 pub(crate) use launch::started_root;
+pub use limits::{Flags as LimitFlags, Limits, Ulimit};
 pub use observed::{Observed, Status, Timestamp};
 pub use spec::{Id, Invalid, Mount, Network, Owner, Port, Signal, Source, Spec, check_hostname, check_name};
 pub(crate) use tree::remove as remove_tree;
@@ -408,6 +410,11 @@ impl Containers {
 
     fn image(&self, spec: &Spec) -> Result<Image, Error> {
         Ok(self.store.image(&spec.image)?)
+    }
+
+    /// The limits of a container that was started which this board does not enforce, one line each with the reason.
+    pub fn lost_limits(&self, container: &Container) -> Result<Vec<String>, Error> {
+        launch::lost_limits(self, container)
     }
 
     /// Sends a signal to the first process.

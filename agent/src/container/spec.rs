@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use wherry_images::Digest;
 
+use super::limits::Limits;
+
 /// The longest container or host name.
 const NAME_MAX: usize = 128;
 /// `HOST_NAME_MAX` of Linux.
@@ -115,6 +117,9 @@ pub struct Spec {
     pub stop_signal: Signal,
     /// Seconds between that signal and `SIGKILL`.
     pub stop_grace: u32,
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// Who made a container. There is exactly one owner and it never changes.
@@ -372,7 +377,7 @@ fn mount_target(text: &str) -> Result<String, String> {
 }
 
 /// `64m` and the like, in bytes.
-fn parse_size(text: &str) -> Option<u64> {
+pub(super) fn parse_size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
         "" | "b" => 1,

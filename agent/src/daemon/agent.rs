@@ -325,8 +325,13 @@ impl Agent {
                 let Some((container, id)) = self.idle(listing, id) else {
                     return Ok(false);
                 };
-                return self.change(id, Some(pod_of(container)), move |containers| {
-                    containers.start(&id, Attach::None).map(|_| ())
+                let (pod, container) = (pod_of(container), container.clone());
+                return self.change(id, Some(pod.clone()), move |containers| {
+                    containers.start(&id, Attach::None)?;
+                    for lost in containers.lost_limits(&container).unwrap_or_default() {
+                        tracing::warn!(container = id.short(), pod, "{lost}");
+                    }
+                    Ok(())
                 });
             }
             Action::Terminate { id } => {

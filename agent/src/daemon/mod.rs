@@ -32,6 +32,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::delegation::Delegation;
+
 /// A service manager starts the next agent as soon as the last one has been killed, which may be a moment too early.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -119,6 +121,13 @@ pub fn run(args: Args, root: &Path, runtime: &Path) -> Result<ExitCode, Error> {
     };
     if node.len() > 253 || !node.split('.').all(label) {
         return Err(Error::NodeName(node));
+    }
+    // Before there is any other thread or process of ours.
+    if let Some(delegation) = Delegation::find()
+        && let Err(error) = delegation.make_room()
+    {
+        let own = delegation.own().display();
+        tracing::warn!(%error, cgroup = %own, "resource limits are not enforced: cannot move beneath it");
     }
     let mut agent = agent::Agent::open(&args, store, &node, runtime)?;
     tracing::info!(node, root = %root.display(), watch = %args.watch.display(), "agent started");

@@ -10,7 +10,7 @@ use wherry_sync::pod::{self, HostPathType, VolumeSource};
 
 use super::board::{ATTEMPT, CRASHES};
 use crate::assemble::merge_env;
-use crate::container::{Mount, Network, Owner, Port, Source, Spec};
+use crate::container::{Limits, Mount, Network, Owner, Port, Source, Spec};
 
 /// Why no container can be made of a pod.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +102,30 @@ pub(super) fn spec(
         container: container.name.clone(),
     };
     spec.stop_grace = pod.spec.termination_grace_period_seconds;
+    spec.limits = limits(&container.resources, memory_of_board());
     Ok(spec)
+}
+
+/// As the kubelet does on cgroup v2: limits of memory leave no swap, and one process without memory ends all of them.
+fn limits(resources: &pod::Resources, capacity: u64) -> Limits {
+    let memory = resources.limits.memory.filter(|bytes| *bytes > 0);
+    Limits {
+        memory,
+        memory_swap: memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        cpu_quota: resources.limits.cpu.filter(|cpu| *cpu > 0).map(Limits::quota),
+        cpu_shares: resources.cpu_shares(),
+        oom_score_adj: resources.oom_score_adj(capacity),
+        oom_group: memory.is_some(),
+        ..Limits::default()
+    }
+}
+
+/// Bytes of memory.
+fn memory_of_board() -> u64 {
+    let info = rustix::system::sysinfo();
+    // The fields are as wide as the board's words.
+    let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 fn image_user(user: &str) -> &str {
@@ -237,6 +260,32 @@ mod tests {
             crate::container::check_name(&name).is_ok() && name.ends_with("_1f3a4b5c_2"),
             "{name}"
         );
+    }
+
+    #[test]
+    fn resources_become_limits() {
+        let of = |resources: &str| {
+            let text = format!("containers: [{{name: c, image: i, resources: {{{resources}}}}}]");
+            limits(&desired("p", &text).pod.spec.containers[0].resources, 1 << 30)
+        };
+        let none = of("");
+        assert_eq!((none.resources(), none.oom_score_adj), (None, Some(1000)));
+        let guaranteed = of("limits: {cpu: 0.5, memory: 64Mi}");
+        assert_eq!(
+            guaranteed.resources().unwrap(),
+            serde_json::json!({
+                "memory": {"limit": 67_108_864, "swap": 67_108_864},
+                "cpu": {"quota": 50_000, "period": 100_000, "shares": 512},
+                "unified": {"memory.oom.group": "1"},
+            })
+        );
+        assert_eq!(guaranteed.oom_score_adj, None);
+        let burstable = of("requests: {cpu: 250m, memory: 512Mi}");
+        assert_eq!(
+            burstable.resources().unwrap(),
+            serde_json::json!({"cpu": {"shares": 256}})
+        );
+        assert_eq!(burstable.oom_score_adj, Some(500));
     }
 
     #[test]

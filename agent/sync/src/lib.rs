@@ -13,6 +13,7 @@ pub mod backoff;
 pub mod manifest;
 pub mod plan;
 pub mod pod;
+mod quantity;
 pub mod status;
 mod yaml;
 

@@ -5,13 +5,14 @@
 
 mod check;
 mod known;
+mod resources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::pod::{
     Capabilities, Container, EnvVar, HostPathType, Metadata, Pod, PodSecurity, PodSpec, Port, PullPolicy,
-    RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
+    Resources, RestartPolicy, Security, Volume, VolumeMount, VolumeSource,
 };
 use crate::yaml::{self, Node, Value};
 use check::{
@@ -120,7 +121,7 @@ impl Reader {
 
     fn wanted(&mut self, path: &str, node: &Node, wanted: &str) {
         let hint = match (&node.value, wanted) {
-            (Value::Bool(_) | Value::Integer(_) | Value::Number, "a string") => " (put it in quotes)",
+            (Value::Bool(_) | Value::Integer(_) | Value::Number(_), "a string") => " (put it in quotes)",
             _ => "",
         };
         self.refuse(
@@ -504,6 +505,10 @@ impl Reader {
             None => Security::default(),
             Some(node) => self.security(&format!("{path}.securityContext"), node),
         };
+        let resources = match fields.take("resources") {
+            None => Resources::default(),
+            Some(node) => self.resources(&format!("{path}.resources"), node),
+        };
         self.finish(fields, known::CONTAINER);
         let image = image?;
         Some(Container {
@@ -518,6 +523,7 @@ impl Reader {
             volume_mounts,
             stdin,
             tty,
+            resources,
             security_context,
         })
     }

@@ -128,9 +128,113 @@ pub struct Container {
     /// Give the process a terminal.
     #[serde(skip_serializing_if = "is_false")]
     pub tty: bool,
+    /// What it may use and what it needs.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
     /// User, capabilities, read-only root.
     #[serde(skip_serializing_if = "Security::is_empty")]
     pub security_context: Security,
+}
+
+/// What a container may use and what it needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Resources {
+    /// What it may use.
+    #[serde(skip_serializing_if = "Amounts::is_empty")]
+    pub limits: Amounts,
+    /// What it needs: as limited where nothing else is said.
+    #[serde(skip_serializing_if = "Amounts::is_empty")]
+    pub requests: Amounts,
+}
+
+/// Amounts of the resources that a board gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Amounts {
+    /// Thousandths of a processor.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "millis")]
+    pub cpu: Option<u64>,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "bytes")]
+    pub memory: Option<u64>,
+}
+
+fn millis<S: serde::Serializer>(cpu: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{}m", cpu.unwrap_or(0)))
+}
+
+fn bytes<S: serde::Serializer>(memory: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&memory.unwrap_or(0))
+}
+
+impl Amounts {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Kubernetes' three classes of pods, by which memory is taken back first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quality {
+    /// Everything is limited, and asked for in full.
+    Guaranteed,
+    /// Something is asked for or limited.
+    Burstable,
+    /// Nothing is.
+    BestEffort,
+}
+
+impl Quality {
+    /// Kubernetes' name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+impl Resources {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The class of these resources. An amount of 0 asks for nothing.
+    #[must_use]
+    pub fn quality(&self) -> Quality {
+        let some = |amount: Option<u64>| amount.filter(|amount| *amount > 0);
+        let limits = (some(self.limits.cpu), some(self.limits.memory));
+        let requests = (some(self.requests.cpu), some(self.requests.memory));
+        match (limits, requests) {
+            ((None, None), (None, None)) => Quality::BestEffort,
+            ((Some(_), Some(_)), requests) if requests == limits => Quality::Guaranteed,
+            _ => Quality::Burstable,
+        }
+    }
+
+    /// Kubernetes' `oom_score_adj` on a board with this much memory: the more a container has asked for, the later it is
+    /// ended. `None` for the class whose score only root may set.
+    #[must_use]
+    pub fn oom_score_adj(&self, capacity: u64) -> Option<i32> {
+        match self.quality() {
+            Quality::Guaranteed => None,
+            Quality::BestEffort => Some(1000),
+            Quality::Burstable => {
+                let requested = self.requests.memory.unwrap_or(0);
+                let share = u128::from(requested) * 1000 / u128::from(capacity.max(1));
+                let share = i32::try_from(share).unwrap_or(1000);
+                Some((1000 - share.min(1000)).clamp(3, 999))
+            }
+        }
+    }
+
+    /// Kubernetes' share of processor time: 1024 for a whole processor, 2 at least. `None` if none is asked for.
+    #[must_use]
+    pub fn cpu_shares(&self) -> Option<u64> {
+        let millis = self.requests.cpu?;
+        Some((millis.saturating_mul(1024) / 1000).clamp(2, 262_144))
+    }
 }
 
 /// One environment variable.
@@ -385,6 +489,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn classes_scores_and_shares_are_kubernetes() {
+        let amounts = |cpu, memory| Amounts { cpu, memory };
+        let none = amounts(None, None);
+        for (limits, requests, quality, score, shares) in [
+            (none, none, "BestEffort", Some(1000), None),
+            (none, amounts(Some(0), None), "BestEffort", Some(1000), Some(2)),
+            (
+                amounts(Some(500), Some(100)),
+                amounts(Some(500), Some(100)),
+                "Guaranteed",
+                None,
+                Some(512),
+            ),
+            (
+                amounts(Some(500), None),
+                amounts(Some(500), None),
+                "Burstable",
+                Some(999),
+                Some(512),
+            ),
+            (none, amounts(Some(1), Some(250)), "Burstable", Some(750), Some(2)),
+            (none, amounts(None, Some(5000)), "Burstable", Some(3), None),
+            (
+                amounts(Some(1000), Some(100)),
+                amounts(Some(100), Some(100)),
+                "Burstable",
+                Some(900),
+                Some(102),
+            ),
+        ] {
+            let resources = Resources { limits, requests };
+            assert_eq!(resources.quality().name(), quality, "{resources:?}");
+            assert_eq!(resources.oom_score_adj(1000), score, "{resources:?}");
+            assert_eq!(resources.cpu_shares(), shares, "{resources:?}");
+        }
+    }
+
+    #[test]
     fn expansion_follows_kubernetes() {
         let known = BTreeMap::from([("A", "1".to_owned()), ("B", "$(A)".to_owned())]);
         for (text, expected) in [
@@ -426,6 +568,7 @@ mod tests {
             image_pull_policy: PullPolicy::Always,
             stdin: false,
             tty: false,
+            resources: Resources::default(),
             security_context: Security::default(),
         };
         assert!(

@@ -11,7 +11,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::plan::{self, Container, Desired, Moment, Observed, State, Step};
-use crate::pod::{PullPolicy, RestartPolicy};
+use crate::pod::{PullPolicy, Quality, RestartPolicy};
 
 /// Below this much available memory the node reports `MemoryPressure`, as the kubelet does.
 const MEMORY_FLOOR: u64 = 100 << 20;
@@ -85,7 +85,12 @@ pub fn pod(
     let mut status = Map::new();
     status.insert("phase".into(), json!(phase));
     status.insert("startTime".into(), start_time(before, wall));
-    status.insert("qosClass".into(), json!("BestEffort"));
+    // The API server decides it from the same fields, and refuses another one.
+    let quality = desired.pod.spec.containers.first().map(|c| c.resources.quality());
+    status.insert(
+        "qosClass".into(),
+        json!(quality.unwrap_or(Quality::BestEffort).name()),
+    );
     if let Some(ip) = host_ip {
         status.insert("hostIP".into(), json!(ip));
         status.insert("hostIPs".into(), json!([{ "ip": ip }]));

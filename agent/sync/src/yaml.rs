@@ -28,8 +28,8 @@ pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i64),
-    /// Any other number: its text is gone, and no field takes one.
-    Number,
+    /// Any other number, in its shortest spelling.
+    Number(String),
     String(String),
     List(Vec<Node>),
     Map(Vec<(String, u64, Node)>),
@@ -41,7 +41,7 @@ impl Value {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
-            Self::Integer(_) | Self::Number => "a number",
+            Self::Integer(_) | Self::Number(_) => "a number",
             Self::String(_) => "a string",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
@@ -148,19 +148,19 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(i64::try_from(value).map_or(Value::Number, Value::Integer))
+        Ok(i64::try_from(value).map_or_else(|_| Value::Number(value.to_string()), Value::Integer))
     }
 
-    fn visit_i128<E>(self, _: i128) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_u128<E>(self, _: u128) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -225,8 +225,11 @@ mod tests {
             ("'1'", Value::String("1".to_owned())),
             ("1", Value::Integer(1)),
             ("-7", Value::Integer(-7)),
-            ("1.5", Value::Number),
-            ("99999999999999999999999", Value::Number),
+            ("1.5", Value::Number("1.5".to_owned())),
+            (
+                "99999999999999999999999",
+                Value::Number("100000000000000000000000".to_owned()),
+            ),
             ("null", Value::Null),
             ("~", Value::Null),
             ("hello", Value::String("hello".to_owned())),

@@ -15,9 +15,11 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-pub(crate) use plan::{Mappings, Plan, is_host_root, plan};
+pub(crate) use options::NAMES as MOUNT_OPTIONS;
+pub(crate) use plan::{Mappings, NAMESPACES, Plan, is_host_root, plan};
 pub(crate) use program::Request;
 
+use crate::cgroup::Entry;
 use crate::config::IdMapping;
 use crate::error::{Context, Error};
 use crate::sys::{self, Side};
@@ -106,6 +108,8 @@ pub(crate) struct Inherited {
     pub(crate) null: OwnedFd,
     /// Descriptors after the standard streams that init keeps.
     pub(crate) preserved: u32,
+    /// The way into the container's cgroup.
+    pub(crate) cgroup: Option<Entry>,
     /// The state document for hooks, with `"pid":0`.
     pub(crate) state: String,
 }
@@ -122,6 +126,21 @@ impl Inherited {
             // The creator was killed: there is nobody to tell.
             None => sys::exit_now(1),
         }
+    }
+
+    /// The new namespaces that the mounter makes. A cgroup namespace has the cgroup of its maker as its root: init makes
+    /// it once it is in the container's.
+    fn namespaces(&self, plan: &Plan) -> UnshareFlags {
+        if self.cgroup.is_some() {
+            plan.new - UnshareFlags::NEWCGROUP
+        } else {
+            plan.new
+        }
+    }
+
+    /// Whether init makes a cgroup namespace.
+    fn roots_cgroup(&self, plan: &Plan) -> bool {
+        self.cgroup.is_some() && plan.new.contains(UnshareFlags::NEWCGROUP)
     }
 
     fn hook_state(&self, pid: i32) -> String {
@@ -164,7 +183,7 @@ pub(crate) fn launch(
     let flags = if plan.joins_user_namespace() {
         UnshareFlags::empty()
     } else {
-        plan.new
+        inherited.namespaces(plan)
     };
     let mounter = match sys::fork(flags.bits() as i32) {
         Ok(Side::Child) => {
@@ -329,6 +348,12 @@ fn finish_mapper(program: &str, field: &str, mapper: std::io::Result<Child>) -> 
 pub fn check(config: &[u8], bundle: &Path) -> Result<Vec<String>, Error> {
     let (config, warnings) = crate::config::parse(config)?;
     plan(config, warnings, bundle).map(|plan| plan.warnings)
+}
+
+/// Whether a mount option is honoured, and not handed to the filesystem.
+#[cfg(test)]
+pub(crate) fn is_mount_option(word: &str) -> bool {
+    options::parse(&[word.to_owned()]).is_ok_and(|options| options.data.is_empty())
 }
 
 /// Whether a path can be a host directory to work in.

@@ -66,9 +66,9 @@ pub(crate) struct Mounting {
 }
 
 impl Mounting {
-    /// Whether it belongs on top of the procfs, which is mounted last.
+    /// Whether it is mounted last: what belongs on top of the procfs, and what shows init's cgroup.
     pub(crate) fn is_late(&self) -> bool {
-        self.destination.starts_with("proc")
+        self.destination.starts_with("proc") || self.kind == Kind::Cgroup
     }
 
     pub(crate) fn is_readonly(&self) -> bool {

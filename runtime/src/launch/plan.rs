@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
-use serde_json::Value;
 
 use super::mounts::{self, Kind, Mounting, Overlay};
 use super::options;
+use crate::cgroup::Resources;
 use crate::config::{Config, Device, Hooks, IdMapping, Process};
 use crate::confine::Credentials;
 use crate::error::{Context, Error};
@@ -21,6 +21,9 @@ use crate::sys;
 
 /// Annotations that steer this runtime; anything else below `dev.wherry.` is refused.
 const ANNOTATIONS: &[&str] = &["dev.wherry.seccomp", "dev.wherry.landlock", "dev.wherry.ports"];
+
+/// Namespaces that a bundle may name.
+pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 
 /// Most id ranges: the kernel's own limit.
 const MAX_MAPPINGS: usize = 340;
@@ -68,6 +71,10 @@ pub(crate) struct Plan {
     pub(crate) filter: Option<Filter>,
     pub(crate) policy: Policy,
     pub(crate) hooks: Hooks,
+    /// Where its cgroup shall be.
+    pub(crate) cgroups_path: Option<String>,
+    /// Limits of its cgroup.
+    pub(crate) resources: Resources,
     /// Guarantees lost and fields not honoured, by name.
     pub(crate) warnings: Vec<String>,
 }
@@ -76,6 +83,18 @@ impl Plan {
     /// Whether the container's user namespace is not the host's first one.
     pub(crate) fn in_user_namespace(&self) -> bool {
         !is_host_root() || self.new.contains(UnshareFlags::NEWUSER)
+    }
+
+    /// Whether init can be made in the container's cgroup: its maker, the spawner, must be the user who made the cgroup, in
+    /// a cgroup namespace that shows it. Otherwise init enters through a descriptor that the creator has opened.
+    pub(crate) fn born_in_cgroup(&self) -> bool {
+        let root = self.mappings.as_ref().and_then(|mappings| {
+            let first = |m: &&IdMapping| m.container_id == 0;
+            mappings.uids.iter().find(first).map(|m| m.host_id)
+        });
+        let joined = UnshareFlags::NEWUSER | UnshareFlags::NEWCGROUP;
+        root.is_none_or(|id| id == rustix::process::geteuid().as_raw())
+            && !self.joined_kinds.intersects(joined)
     }
 
     /// Whether new namespaces can only be made after a user namespace was joined.
@@ -134,7 +153,6 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     }
 
     let seccomp_off = config.annotation("dev.wherry.seccomp").is_some();
-    warnings.extend(unlimited(&config));
     let credentials = Credentials::from_process(&config.process, mappings.as_ref(), &mut warnings)?;
     let filter = match &config.linux.seccomp {
         _ if seccomp_off => {
@@ -211,6 +229,8 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         filter,
         policy,
         hooks: config.hooks,
+        cgroups_path: config.linux.cgroups_path,
+        resources: config.linux.resources.unwrap_or_default(),
         warnings,
     })
 }
@@ -395,65 +415,4 @@ fn plan_mappings(config: &Config, namespaces: &Namespaces) -> Result<Option<Mapp
         }
     }
     Ok(Some(mappings))
-}
-
-/// What the bundle asks of a cgroup, one line for each field: containers get none of their own yet, so nothing of it is
-/// enforced. Which devices there are is decided by the mounts, and Landlock keeps to them.
-fn unlimited(config: &Config) -> Vec<String> {
-    let limits = config
-        .linux
-        .resources
-        .iter()
-        .filter_map(Value::as_object)
-        .flatten();
-    let asked = limits.filter(|(_, limit)| match limit {
-        Value::Null => false,
-        Value::Object(fields) => !fields.is_empty(),
-        Value::Array(entries) => !entries.is_empty(),
-        _ => true,
-    });
-    let mut lines: Vec<String> = asked
-        .map(|(name, _)| {
-            format!("linux.resources.{name}: not enforced, containers get no cgroup of their own yet")
-        })
-        .collect();
-    if config.linux.cgroups_path.is_some() {
-        lines.push("linux.cgroupsPath: not used, containers get no cgroup of their own yet".into());
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::unlimited;
-
-    #[test]
-    fn limits_that_are_not_enforced_are_named() {
-        let cases: &[(&str, &[&str])] = &[
-            ("{}", &[]),
-            (
-                r#"{"resources": {"memory": {}, "devices": [], "pids": null}}"#,
-                &[],
-            ),
-            (
-                r#"{"resources": {"memory": {"limit": 5}, "devices": [{"allow": false}]}, "cgroupsPath": "/x"}"#,
-                &[
-                    "linux.resources.memory: ",
-                    "linux.resources.devices: ",
-                    "linux.cgroupsPath: ",
-                ],
-            ),
-        ];
-        for (linux, expected) in cases {
-            let text = format!(
-                r#"{{"ociVersion":"1.2.0","root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/"}},"linux":{linux}}}"#
-            );
-            let (config, _) = crate::config::parse(text.as_bytes()).unwrap();
-            let lines = unlimited(&config);
-            assert_eq!(lines.len(), expected.len(), "{linux}: {lines:?}");
-            for (line, start) in lines.iter().zip(*expected) {
-                assert!(line.starts_with(start), "{linux}: {line}");
-            }
-        }
-    }
 }

@@ -124,12 +124,10 @@ fn finish(
     let Some(init) = packet.number(0) else {
         return Err(Error::Corrupt("spawner: a malformed packet".into()));
     };
-    if let Some(pids) = packet.fds.first() {
-        rustix::thread::move_into_link_name_space(
-            pids.as_fd(),
-            Some(rustix::thread::LinkNameSpaceType::ProcessID),
-        )
-        .context(|| "enter the pid namespace")?;
+    // Of the pid namespace only children become members; of the cgroup namespace its root is what matters, for mounts.
+    for namespace in &packet.fds {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
+            .context(|| "enter init's namespaces")?;
     }
     let late: Vec<_> = plan.mounts.iter().filter(|m| m.is_late()).collect();
     if !late.is_empty() {
@@ -138,7 +136,7 @@ fn finish(
             failed = late.iter().find_map(|mounting| site.mount(mounting).err());
             u8::from(failed.is_some())
         };
-        if packet.fds.is_empty() {
+        if matches!(plan.pids, Pids::Host) {
             mount();
         } else {
             sys::call_in_child(&mut mount).context(|| "fork in the pid namespace")?;
@@ -194,7 +192,7 @@ fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
             .context(|| format!("config.json: linux.namespaces: join by path as {kind:?}"))?;
     }
     if plan.joins_user_namespace() {
-        sys::unshare(plan.new).context(|| "new namespaces")?;
+        sys::unshare(inherited.namespaces(plan)).context(|| "new namespaces")?;
     }
     // What needs no id of the namespace is done while the ids are mapped.
     if plan.new.contains(UnshareFlags::NEWNET) {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
 use rustix::pty::OpenptFlags;
+use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{self, Pids, Plan};
@@ -98,8 +99,17 @@ impl Request {
 }
 
 /// Init: prepares, waits for `start`, becomes the program.
-pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, terminal: Option<&OwnedFd>) -> ! {
-    let started = wait_for_start(plan, inherited, &channel, terminal);
+///
+/// `born` says that the kernel made it in the container's cgroup.
+pub(super) fn init(
+    plan: &Plan,
+    inherited: &Inherited,
+    channel: OwnedFd,
+    terminal: Option<&OwnedFd>,
+    born: bool,
+) -> ! {
+    let started = enter_cgroup(plan, inherited, &channel, born)
+        .and_then(|()| wait_for_start(plan, inherited, &channel, terminal));
     let program = match started {
         Ok(Some(program)) => program,
         Ok(None) => sys::exit_now(1),
@@ -111,6 +121,21 @@ pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, termina
     let error = become_init(plan, inherited, &program);
     super::report(channel.as_fd(), &error);
     sys::exit_now(error.exit_code())
+}
+
+/// Init enters its cgroup, makes it the root of a namespace, and gives that to the spawner.
+fn enter_cgroup(plan: &Plan, inherited: &Inherited, channel: &OwnedFd, born: bool) -> Result<(), Error> {
+    if let Some(entry) = &inherited.cgroup {
+        entry.enter(born)?;
+    }
+    if inherited.roots_cgroup(plan) {
+        let what = || "new cgroup namespace";
+        sys::unshare(UnshareFlags::NEWCGROUP).context(what)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open("/proc/self/ns/cgroup", flags, Mode::empty()).context(what)?;
+        wire::send(channel, Message::Namespaces as u8, &[], &[namespace.as_fd()]).context(what)?;
+    }
+    Ok(())
 }
 
 fn wait_for_start(
@@ -183,13 +208,18 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
 }
 
 /// A process of `exec`, in a fork of the spawner. `fds` are those of the request.
-pub(super) fn exec(plan: &Plan, fds: Vec<OwnedFd>) -> ! {
+///
+/// `entered` is how it got into the cgroup.
+pub(super) fn exec(plan: &Plan, fds: Vec<OwnedFd>, entered: Result<(), Error>) -> ! {
     let mut fds = fds.into_iter();
     let (Some(request), Some(report)) = (fds.next(), fds.next()) else {
         sys::exit_now(1)
     };
     let streams: Vec<OwnedFd> = fds.collect();
-    let error = become_program(plan, request, &report, &streams);
+    let error = match entered {
+        Ok(()) => become_program(plan, request, &report, &streams),
+        Err(error) => error,
+    };
     super::report(report.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }

@@ -24,6 +24,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::plan::{Pids, Plan};
 use super::{Inherited, Message, program};
+use crate::cgroup::Entry;
 use crate::error::{Context, Error};
 use crate::sys::{self, Side, Signals};
 use crate::{confine, wire};
@@ -76,10 +77,12 @@ fn spawn(
         .uid;
     let children = Signals::new(Some(&[libc::SIGCHLD]));
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
-    let init = match sys::fork(libc::CLONE_PARENT).context(|| "fork init")? {
+    let entry = inherited.cgroup.as_ref();
+    let (side, born) = fork_into(entry, libc::CLONE_PARENT).context(|| "fork init")?;
+    let init = match side {
         Side::Child => {
             drop((ours, mounter));
-            program::init(plan, inherited, theirs, terminal)
+            program::init(plan, inherited, theirs, terminal, born)
         }
         Side::Parent(pid) => pid,
     };
@@ -101,13 +104,25 @@ fn spawn(
             .context(|| "pid namespace")?,
         ),
     };
-    let fds: Vec<BorrowedFd<'_>> = namespace.iter().map(AsFd::as_fd).collect();
+    let cgroups = if inherited.roots_cgroup(plan) {
+        let packet = wire::receive(&ours).context(|| "init")?;
+        match packet.and_then(|packet| packet.fds.into_iter().next()) {
+            Some(cgroups) => Some(cgroups),
+            // It has told the creator why.
+            None => return Ok(()),
+        }
+    } else {
+        None
+    };
+    let fds: Vec<BorrowedFd<'_>> = namespace.iter().chain(&cgroups).map(AsFd::as_fd).collect();
     wire::send(&mounter, Message::Pids as u8, &number, &fds).context(|| "mounter")?;
     drop(namespace);
     let mut spawner = Spawner {
         plan,
         owner,
         listener: inherited.listener.as_fd(),
+        entry,
+        cgroups,
         init,
         pidfd,
         init_channel: Some(ours),
@@ -125,6 +140,25 @@ fn spawn(
     spawner.serve()
 }
 
+/// Forks into a cgroup; false if the kernel could not make the child there and it has to enter by itself.
+fn fork_into(entry: Option<&Entry>, flags: i32) -> std::io::Result<(Side, bool)> {
+    if let Some(directory) = entry.and_then(Entry::directory) {
+        match sys::fork_into(flags, directory) {
+            Ok(side) => return Ok((side, true)),
+            // Before 5.7, or a filter of an outer container.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EINVAL | libc::E2BIG | libc::EPERM)
+                ) => {}
+            // Of the cgroup: its limit of processes, which entering later would pass by; and a new pid namespace whose
+            // first process could not be made takes no other.
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((sys::fork(flags)?, false))
+}
+
 /// A process made for `exec`, and who asked for it.
 struct Client {
     pid: Option<Pid>,
@@ -137,6 +171,9 @@ struct Spawner<'a> {
     plan: &'a Plan,
     owner: rustix::process::Uid,
     listener: BorrowedFd<'a>,
+    entry: Option<&'a Entry>,
+    /// The container's cgroup namespace.
+    cgroups: Option<OwnedFd>,
     init: Pid,
     pidfd: Option<OwnedFd>,
     /// Open until init has executed its program, or failed to.
@@ -181,6 +218,8 @@ impl Spawner<'_> {
             self.listener,
             self.children.as_fd(),
         ];
+        keep.extend(self.entry.iter().flat_map(|entry| entry.descriptors()));
+        keep.extend(self.cgroups.iter().map(AsFd::as_fd));
         keep.extend(self.pidfd.iter().map(AsFd::as_fd));
         keep.extend(self.init_channel.iter().map(AsFd::as_fd));
         keep.extend(self.starting.iter().map(AsFd::as_fd));
@@ -397,9 +436,19 @@ impl Spawner<'_> {
 
     fn exec(&self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
         let bound = packet.number(0) == Some(1);
-        match sys::fork(0).context(|| "exec: fork")? {
+        let (side, born) = fork_into(self.entry, 0).context(|| "exec: fork")?;
+        match side {
             Side::Parent(pid) => Ok((pid, bound)),
-            Side::Child => program::exec(self.plan, packet.fds),
+            Side::Child => {
+                let enter = || -> Result<(), Error> {
+                    self.entry.map_or(Ok(()), |entry| entry.enter(born))?;
+                    self.cgroups.as_ref().map_or(Ok(()), |namespace| {
+                        rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
+                            .context(|| "exec: join the cgroup namespace")
+                    })
+                };
+                program::exec(self.plan, packet.fds, enter())
+            }
         }
     }
 

@@ -81,25 +81,30 @@ fn start_ticks(stat: &[u8]) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Opens `memory.events` of the process's cgroup, unless the monitor is in the same one.
+/// Opens what counts the killer's victims in the process's cgroup, unless the monitor is in the same one:
+/// `memory.events`, or in cgroup v1 `memory.oom_control`.
 fn memory_events(pid: i32) -> Option<fs::File> {
-    let path_of = |file: String| {
-        fs::read_to_string(file)
-            .ok()
-            .and_then(|text| unified_path(&text).map(str::to_owned))
-    };
-    let container = path_of(format!("/proc/{pid}/cgroup"))?;
-    if Some(&container) == path_of("/proc/self/cgroup".to_owned()).as_ref() {
-        return None;
-    }
-    CGROUP_MOUNTS
-        .iter()
-        .find_map(|mount| fs::File::open(format!("{mount}{container}/memory.events")).ok())
+    let container = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path_of = |list: &str| path_in(&container, list).filter(|path| path_in(&own, list) != Some(*path));
+    let unified = path_of("").and_then(|path| {
+        CGROUP_MOUNTS
+            .iter()
+            .find_map(|mount| fs::File::open(format!("{mount}{path}/memory.events")).ok())
+    });
+    unified.or_else(|| {
+        let path = path_of("memory")?;
+        fs::File::open(format!("{}/memory{path}/memory.oom_control", CGROUP_MOUNTS[0])).ok()
+    })
 }
 
-/// The path in the cgroup v2 hierarchy, from the text of `/proc/PID/cgroup`.
-fn unified_path(text: &str) -> Option<&str> {
-    text.lines().find_map(|line| line.strip_prefix("0::"))
+/// The path in a hierarchy, from the text of `/proc/PID/cgroup`: that of a controller, or without one that of cgroup v2.
+fn path_in<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (list, path) = rest.split_once(':')?;
+        list.split(',').any(|name| name == controller).then_some(path)
+    })
 }
 
 /// The number of `oom_kill` in the text of `memory.events`.
@@ -131,6 +136,7 @@ mod tests {
         let table = [
             ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 3\noom_group_kill 0\n", 3),
             ("low 0\noom 1\noom_kill 0\n", 0),
+            ("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2),
             ("oom_kill x\n", 0),
             ("", 0),
         ];
@@ -140,8 +146,16 @@ mod tests {
     }
 
     #[test]
-    fn the_unified_hierarchy_is_found_among_others() {
-        assert_eq!(unified_path("9:cpu:/a\n4:memory:/b\n0::/c/d\n"), Some("/c/d"));
-        assert_eq!(unified_path("9:cpu:/a\n"), None);
+    fn a_hierarchy_is_found_among_others() {
+        let text = "9:cpu,cpuacct:/a\n4:memory:/b:c\n0::/c/d\n";
+        for (controller, path) in [
+            ("", Some("/c/d")),
+            ("memory", Some("/b:c")),
+            ("cpuacct", Some("/a")),
+            ("pids", None),
+        ] {
+            assert_eq!(path_in(text, controller), path, "{controller}");
+        }
+        assert_eq!(path_in("9:cpu:/a\n", ""), None);
     }
 }

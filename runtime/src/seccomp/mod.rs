@@ -31,6 +31,41 @@ pub(crate) mod action {
     pub(crate) const ALLOW: u32 = 0x7fff_0000;
 }
 
+/// Actions that a profile may name.
+pub(crate) const ACTIONS: &[&str] = &[
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+
+/// Operators that a condition may name.
+pub(crate) const OPERATORS: &[&str] = &[
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+
+/// Flags that a profile may name.
+pub(crate) const FLAGS: &[&str] = &[
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+];
+
+/// Architectures whose programs can run under this build's filters.
+pub(crate) fn architectures() -> Vec<&'static str> {
+    Architecture::NATIVE.iter().map(|a| a.seccomp_name()).collect()
+}
+
 /// Most rules of one profile.
 const MAX_RULES: usize = 8192;
 

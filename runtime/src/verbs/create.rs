@@ -12,7 +12,7 @@ use crate::config::{self, Config};
 use crate::error::{Context, Error};
 use crate::launch::{self, Inherited, Launched, Plan};
 use crate::state::{Directory, ProcessId, Record, Root};
-use crate::{seal, sys};
+use crate::{cgroup, seal, sys};
 
 /// Carries out `create`.
 ///
@@ -77,7 +77,15 @@ pub(super) fn create(
         "bundle": bundle,
         "annotations": annotations,
     });
+    let mut cgroup = None;
     let attempt = || -> Result<(Record, Launched), Error> {
+        let asked = cgroup::Asked {
+            id: &options.id,
+            path: plan.cgroups_path.as_deref(),
+            resources: &plan.resources,
+        };
+        let created = cgroup::create(asked, &mut |cgroup| directory.write_cgroup(cgroup))?;
+        cgroup.clone_from(&created.cgroup);
         let launched = launch::launch(&plan, |setup| {
             Ok(Inherited {
                 setup,
@@ -86,6 +94,7 @@ pub(super) fn create(
                 null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                     .context(|| "/dev/null")?,
                 preserved: options.preserve_fds,
+                cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
                 state: state.to_string(),
             })
         })?;
@@ -96,15 +105,18 @@ pub(super) fn create(
             init: launched.0,
             spawner: launched.1,
             annotations,
-            warnings: Vec::new(),
+            warnings: created.warnings,
             hooks: plan.hooks.clone(),
-            cgroup: None,
+            cgroup: created.cgroup,
         })
     };
     match attempt() {
         Ok((record, launched)) => Ok((directory, record, launched)),
         Err(error) => {
             // The first error is the one to tell.
+            if let Some(cgroup) = cgroup {
+                let _ = cgroup.remove();
+            }
             let _ = directory.remove();
             Err(error)
         }
@@ -120,7 +132,8 @@ fn record(
 ) -> Result<(Record, Launched), Error> {
     let write = || -> Result<Record, Error> {
         let mut record = make((ProcessId::of(launched.init)?, ProcessId::of(launched.spawner)?));
-        record.warnings = plan.warnings.iter().chain(&launched.warnings).cloned().collect();
+        let warnings = plan.warnings.iter().chain(&launched.warnings);
+        record.warnings.extend(warnings.cloned());
         directory.write(&record)?;
         if let Some(path) = &options.pid_file {
             super::write_pid(path, record.init.pid)?;

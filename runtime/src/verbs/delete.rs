@@ -46,24 +46,35 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
         };
     }
     let mut failed = Vec::new();
-    if let Some(record) = directory.record()? {
-        let status = directory.status(Some(&record));
+    let record = directory.record()?;
+    let cgroup = match &record {
+        Some(record) => record.cgroup.clone(),
+        None => directory.cgroup(),
+    };
+    if let Some(record) = &record {
+        let status = directory.status(Some(record));
         if status != Status::Stopped {
             if !force {
                 return refuse(status);
             }
-            kill(directory, &record)?;
+            kill(directory, record)?;
         }
         if !record.spawner.wait_end(NOTICED) {
             let _ = record.spawner.signal(libc::SIGKILL);
             record.spawner.wait_end(NOTICED);
         }
-        let state = super::state::document(directory, &record, Status::Stopped).to_string();
+        let state = super::state::document(directory, record, Status::Stopped).to_string();
+        if let Some(cgroup) = &cgroup {
+            cgroup.remove()?;
+        }
         for hook in &record.hooks.poststop {
             if let Err(error) = hooks::run(std::slice::from_ref(hook), "poststop", &state) {
                 failed.push(error.to_string());
             }
         }
+    }
+    if let (None, Some(cgroup)) = (&record, cgroup) {
+        cgroup.remove()?;
     }
     directory.remove()?;
     Ok(failed)
@@ -73,6 +84,10 @@ fn kill(directory: &Directory, record: &Record) -> Result<(), Error> {
     match record.init.signal(libc::SIGKILL) {
         Err(error) if record.init.is_alive() => return Err(error),
         _ => {}
+    }
+    if let Some(cgroup) = record.cgroup.as_ref().filter(|cgroup| cgroup.is_frozen()) {
+        // In cgroup v1 a frozen process does not even die.
+        cgroup.freeze(false)?;
     }
     if record.init.wait_end(KILLED) {
         return Ok(());

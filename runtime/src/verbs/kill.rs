@@ -15,9 +15,15 @@ pub fn run(root: &Root, options: &Kill) -> Result<(), Error> {
     let directory = root.find(&options.id)?;
     let record = directory.record()?;
     match (directory.status(record.as_ref()), record) {
-        (Status::Created | Status::Running, Some(record)) => {
+        (Status::Created | Status::Running | Status::Paused, Some(record)) => {
             if !options.all {
                 return record.init.signal(signal);
+            }
+            if signal == libc::SIGKILL
+                && let Some(cgroup) = &record.cgroup
+                && cgroup.kill()?
+            {
+                return Ok(());
             }
             match state::ask(&directory.connect()?, Message::SignalAll, &[signal])? {
                 Some(packet) if packet.kind == Message::Error as u8 => Err(launch::reported(&packet)),

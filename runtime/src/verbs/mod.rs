@@ -2,12 +2,17 @@
 
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
+pub mod features;
 pub mod kill;
 pub mod list;
+pub mod pause;
+pub mod ps;
 pub mod run;
 pub mod start;
 pub mod state;
+pub mod update;
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -142,6 +147,113 @@ pub struct Delete {
     /// kill it first; a container that does not exist is no error
     #[argh(switch, short = 'f')]
     pub force: bool,
+    /// name of the container
+    #[argh(positional)]
+    pub id: String,
+}
+
+/// Options of `pause`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "pause")]
+/// stop all processes of a container where they are
+pub struct Pause {
+    /// name of the container
+    #[argh(positional)]
+    pub id: String,
+}
+
+/// Options of `resume`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "resume")]
+/// let a paused container go on
+pub struct Resume {
+    /// name of the container
+    #[argh(positional)]
+    pub id: String,
+}
+
+/// Options of `ps`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "ps")]
+/// print the processes of a container
+pub struct Ps {
+    /// output: table or json
+    #[argh(option, short = 'f', default = "String::from(\"table\")")]
+    pub format: String,
+    /// name of the container
+    #[argh(positional)]
+    pub id: String,
+    /// options for the host's ps, which makes the table (default: -ef)
+    #[argh(positional, greedy)]
+    pub args: Vec<String>,
+}
+
+/// Options of `events`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "events")]
+/// print what a container uses, and when memory runs out, as JSON lines
+pub struct Events {
+    /// print the statistics once and end
+    #[argh(switch)]
+    pub stats: bool,
+    /// time between statistics, as 5s
+    #[argh(option, default = "String::from(\"5s\")")]
+    pub interval: String,
+    /// name of the container
+    #[argh(positional)]
+    pub id: String,
+}
+
+/// Options of `features`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "features")]
+/// print what this runtime can do, as the runtime specification wants it
+pub struct Features {}
+
+/// Options of `update`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "update")]
+/// change the limits of a container
+pub struct Update {
+    /// file with linux.resources, - for stdin; other options are then ignored
+    #[argh(option, short = 'r')]
+    pub resources: Option<String>,
+    /// memory: bytes, as 64m; -1 is unlimited
+    #[argh(option)]
+    pub memory: Option<String>,
+    /// memory kept when it is short
+    #[argh(option)]
+    pub memory_reservation: Option<String>,
+    /// memory and swap together; -1 is unlimited
+    #[argh(option)]
+    pub memory_swap: Option<String>,
+    /// microseconds of processor time in each period
+    #[argh(option)]
+    pub cpu_quota: Option<i64>,
+    /// microseconds of a period
+    #[argh(option)]
+    pub cpu_period: Option<u64>,
+    /// microseconds that may be saved up
+    #[argh(option)]
+    pub cpu_burst: Option<u64>,
+    /// relative share of processor time, 2 to 262144
+    #[argh(option)]
+    pub cpu_share: Option<u64>,
+    /// with 1 only when nothing else wants to run
+    #[argh(option)]
+    pub cpu_idle: Option<i64>,
+    /// processors, as 0-2,4
+    #[argh(option)]
+    pub cpuset_cpus: Option<String>,
+    /// memory nodes
+    #[argh(option)]
+    pub cpuset_mems: Option<String>,
+    /// processes and threads; -1 is unlimited
+    #[argh(option)]
+    pub pids_limit: Option<i64>,
+    /// relative share of block devices, 10 to 1000
+    #[argh(option)]
+    pub blkio_weight: Option<u16>,
     /// name of the container
     #[argh(positional)]
     pub id: String,

@@ -54,7 +54,6 @@ pub(super) const CONTAINER: &[&str] = &[
     "livenessProbe",
     "readinessProbe",
     "resizePolicy",
-    "resources",
     "restartPolicy",
     "restartPolicyRules",
     "startupProbe",

@@ -184,8 +184,23 @@ fn mistakes_are_named_with_their_line() {
         ),
         (
             "    command: [\"/iris\"]",
-            "    resources: {limits: {memory: 1Mi}}",
-            "spec.containers[0].resources: not supported yet, line 22",
+            "    resources: {limits: {nvidia.com/gpu: 1}}",
+            "spec.containers[0].resources.limits.nvidia.com/gpu: not supported yet: cpu and memory are, line 22",
+        ),
+        (
+            "    command: [\"/iris\"]",
+            "    resources: {limits: {cpu: 1Q}}",
+            "spec.containers[0].resources.limits.cpu: \"1Q\" is not a quantity (as 500m, 0.5, 128Mi), line 22",
+        ),
+        (
+            "    command: [\"/iris\"]",
+            "    resources: {limits: {memory: 1Mi}, requests: {memory: 2Mi}}",
+            "spec.containers[0].resources.requests.memory: must be less than or equal to the memory limit, line 22",
+        ),
+        (
+            "    command: [\"/iris\"]",
+            "    resources: {requests: {cpu: true}}",
+            "spec.containers[0].resources.requests.cpu: expected a quantity, got a boolean, line 22",
         ),
         (
             "    command: [\"/iris\"]",
