@@ -122,40 +122,20 @@ def library_source(cross):
 
     def make(new):
         print(f"cross: fetching Debian's rust-src {version}", file=sys.stderr)
-        debian_package(new, "rust-src", version)
-        return new / f"usr/src/rustc-{version}/library"
+        import debian  # It needs this module.
+        for name in ("trixie-backports", "forky", "sid"):
+            try:
+                suite = debian.Suite(new / name, name, "amd64")
+                full = suite.version("rust-src", f"{version}+")
+            except Failure:
+                continue
+            if full:
+                suite.unpack(f"rust-src={full}", new)
+                return new / f"usr/src/rustc-{version}/library"
+        raise Failure(f"the standard library's source for rustc {version} was not found: `rustup component add rust-src`, "
+                      "or a Debian mirror that has the package rust-src of that version")
 
     return into_place(cross / f"rust-src-{version}", make)
-
-
-def debian_package(new, name, version):
-    """Unpacks a Debian package, taken from any suite of the mirror that this system uses, without being root."""
-    for suite in ("trixie-backports", "forky", "sid"):
-        lists = new / suite
-        for part in ("lists/partial", "archives/partial", "dpkg"):
-            (lists / part).mkdir(parents=True)
-        (lists / "dpkg/status").touch()
-        mirrors = run(["apt-get", "indextargets", "--format", "$(REPO_URI)"]).split()
-        mirror = next((uri for uri in mirrors if uri.rstrip("/").endswith("/debian")), None)
-        if mirror is None:
-            break
-        (lists / "sources.list").write_text(f"deb {mirror} {suite} main\n")
-        options = [f"Dir::Etc::sourcelist={lists}/sources.list", "Dir::Etc::sourceparts=-", f"Dir::State={lists}",
-                   f"Dir::State::status={lists}/dpkg/status", f"Dir::Cache={lists}", "APT::Sandbox::User=root"]
-        apt = ["apt-get", "-qq"] + [word for option in options for word in ("-o", option)]
-        try:
-            run(apt + ["update"])
-            versions = run(["apt-cache"] + apt[2:] + ["madison", name])
-            full = next(line.split("|")[1].strip() for line in versions.splitlines()
-                        if line.split("|")[1].strip().startswith(version + "+"))
-            run(apt + ["download", f"{name}={full}"], cwd=new)
-        except (Failure, StopIteration):
-            continue
-        package, = new.glob(f"{name}_*.deb")
-        run(["dpkg-deb", "-x", package, new])
-        return
-    raise Failure(f"the standard library's source for rustc {version} was not found: `rustup component add rust-src`, "
-                  "or a Debian mirror that has the package rust-src of that version")
 
 
 def private_sysroot(cross, triple):
