@@ -167,7 +167,7 @@ def private_sysroot(cross, triple):
                 f"--remap-path-prefix={cargo_home()}=/cargo",
             ]),
         } | compilers(cross, triple)
-        run(["cargo", "build", "--quiet", "--release", "--target", triple, "-Zbuild-std=std,panic_abort,panic_unwind"],
+        run(["cargo", "build", "--quiet", "--release", "--target", triple, "-Zbuild-std=std,panic_abort,panic_unwind,test"],
             cwd=seed, env=environment)
         library = new / "sysroot/lib/rustlib" / triple / "lib"
         library.mkdir(parents=True)

@@ -61,6 +61,7 @@ pub struct Board {
     cpus: u32,
     append: String,
     clock: Option<String>,
+    user_space: &'static str,
 }
 
 impl Board {
@@ -72,7 +73,15 @@ impl Board {
             cpus: 2,
             append: String::new(),
             clock: None,
+            user_space: "arm64",
         }
+    }
+
+    /// With a 32-bit user space on its 64-bit kernel, as 32-bit Raspberry Pi OS has.
+    #[must_use]
+    pub fn with_32_bits(mut self) -> Self {
+        self.user_space = "armhf";
+        self
     }
 
     /// With so many MB of memory.
@@ -127,7 +136,7 @@ impl Board {
             .arg("-kernel")
             .arg(kernel.join("vmlinuz"))
             .arg("-initrd")
-            .arg(kernel.join("initramfs"))
+            .arg(kernel.join(format!("initramfs-{}", self.user_space)))
             .arg("-append")
             .arg(format!(
                 "console=ttyAMA0 quiet panic=-1 rdinit=/init{}",

@@ -5,10 +5,30 @@ use std::io::Result;
 
 use wherry_cross::{Board, Disk, payload};
 
+/// What a test program's own result says of one of its numbers. One that runs itself for one of its tests prints that
+/// one's result, too, with the others filtered out.
+fn count(output: &str, word: &str) -> usize {
+    let results = output
+        .lines()
+        .filter(|line| line.starts_with("test result:") && line.contains("; 0 filtered out"));
+    results
+        .flat_map(|line| line.split(';'))
+        .filter_map(|part| {
+            part.trim()
+                .strip_suffix(word)?
+                .trim()
+                .rsplit(' ')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        })
+        .sum()
+}
+
 /// Runs every test program of the payload; the sum of what passed.
-fn suite(kernel: &'static str, triple: &str) -> Result<()> {
+fn suite(board: Board, triple: &str) -> Result<()> {
     let disk = Disk::new(2048)?;
-    let mut pi = Board::new(kernel).memory(1024).boot(&payload(triple)?, &disk)?;
+    let mut pi = board.memory(1024).boot(&payload(triple)?, &disk)?;
     let (mut passed, mut failures) = (0, Vec::new());
     let programs = pi.run("cat /payload/tests")?.ok()?;
     assert!(programs.lines().count() > 1, "no test programs in the payload");
@@ -18,30 +38,14 @@ fn suite(kernel: &'static str, triple: &str) -> Result<()> {
              export TMPDIR=/home/wherry-test/tmp WHERRY_SKIP_LOG=/run/skipped; {program} --test-threads=2"
         ))?;
         let name = program.rsplit('/').next().unwrap_or(program);
-        let count = |word: &str| -> usize {
-            // A program that runs itself for one of its tests prints that one's result, too.
-            let results = answer
-                .out
-                .lines()
-                .filter(|l| l.starts_with("test result:") && l.contains("; 0 filtered out"));
-            let number = |line: &str| {
-                line.split_once(word)?
-                    .0
-                    .trim_end()
-                    .rsplit(' ')
-                    .next()?
-                    .parse()
-                    .ok()
-            };
-            results.filter_map(number).sum()
-        };
+        let (good, bad) = (count(&answer.out, "passed"), count(&answer.out, "failed"));
         println!(
             "{triple} on {}: {name}: {} passed, {} failed",
             pi.release(),
-            count(" passed"),
-            count(" failed")
+            good,
+            bad
         );
-        passed += count(" passed");
+        passed += good;
         if answer.code != 0 {
             failures.push(format!(
                 "{name}: exit code {}\n{}{}",
@@ -64,15 +68,18 @@ fn suite(kernel: &'static str, triple: &str) -> Result<()> {
 
 #[test]
 fn aarch64_on_6_1() -> Result<()> {
-    suite("6.1", "aarch64-unknown-linux-musl")
+    suite(Board::new("6.1"), "aarch64-unknown-linux-musl")
 }
 
 #[test]
 fn aarch64_on_6_12() -> Result<()> {
-    suite("6.12", "aarch64-unknown-linux-musl")
+    suite(Board::new("6.12"), "aarch64-unknown-linux-musl")
 }
 
 #[test]
 fn armv7_on_6_12() -> Result<()> {
-    suite("6.12", "armv7-unknown-linux-musleabihf")
+    suite(
+        Board::new("6.12").with_32_bits(),
+        "armv7-unknown-linux-musleabihf",
+    )
 }
