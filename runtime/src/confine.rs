@@ -360,8 +360,38 @@ pub(crate) fn enter_domain(
 /// When AppArmor is not there or does not know the profile.
 pub(crate) fn set_apparmor(profile: &str) -> Result<(), Error> {
     let refused = |reason: String| Error::config("process.apparmorProfile", format!("{profile:?}: {reason}"));
-    // libcontainer writes through a procfs that it has verified: /proc here is the container's.
-    libcontainer::apparmor::apply_profile(profile).map_err(|e| refused(e.to_string()))
+    // Through a procfs that is verified: /proc here is the container's.
+    #[cfg(target_pointer_width = "64")]
+    return libcontainer::apparmor::apply_profile(profile).map_err(|e| refused(e.to_string()));
+    #[cfg(target_pointer_width = "32")]
+    apply_profile(profile).map_err(|e| refused(e.to_string()))
+}
+
+/// As libcontainer's, which does not compile here: writes to the attribute of AppArmor, before 5.8 to the shared one.
+#[cfg(target_pointer_width = "32")]
+fn apply_profile(profile: &str) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
+    use std::io::Write;
+    if profile.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty())?;
+    if rustix::fs::fstatfs(&proc)?.f_type != PROC_SUPER_MAGIC {
+        return Err(std::io::Error::other("/proc is not a procfs"));
+    }
+    let write = |name: &str| {
+        let file = rustix::fs::openat2(
+            &proc,
+            format!("self/{name}"),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+            // Nothing that is mounted over a part of it.
+            ResolveFlags::NO_XDEV | ResolveFlags::BENEATH,
+        )?;
+        std::fs::File::from(file).write_all(format!("exec {profile}").as_bytes())
+    };
+    write("attr/apparmor/exec").or_else(|_| write("attr/exec"))
 }
 
 /// Marks everything but the standard streams and `preserved` descriptors after them as closed at exec.

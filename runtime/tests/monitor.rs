@@ -539,11 +539,15 @@ fn published_ports_reach_the_container() {
 fn connect(address: &str) -> TcpStream {
     let begin = Instant::now();
     loop {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut byte = [0];
-        match stream.write_all(b"?").and_then(|()| stream.read_exact(&mut byte)) {
-            Ok(()) => return stream,
+        // A forwarder that is just being replaced listens on, and its backlog ends with it.
+        let echoed = TcpStream::connect(address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"?")?;
+            stream.read_exact(&mut [0])?;
+            Ok(stream)
+        });
+        match echoed {
+            Ok(stream) => return stream,
             Err(error) => assert!(begin.elapsed() < PATIENCE, "{address}: {error}"),
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 use wherry_images::Reference;
-use wherry_images::delta::{self, Envelope, Published};
+#[cfg(feature = "publish")]
+use wherry_images::delta::Published;
+use wherry_images::delta::{self, Envelope};
 
 use super::ago;
 use super::failure::{Failure, print};
@@ -85,7 +87,12 @@ pub struct ShowArgs {
 
 pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     match args.verb {
+        #[cfg(feature = "publish")]
         Verb::Push(args) => push(&args, place),
+        #[cfg(not(feature = "publish"))]
+        Verb::Push(_) => Err(Failure::new(
+            "this is a board's build of wherry, which cannot make deltas: use a publisher's (built with the feature publish)",
+        )),
         Verb::Show(args) => show(&args, place),
     }
 }
@@ -103,6 +110,7 @@ fn failed(what: &str, error: &delta::Error) -> Failure {
     }
 }
 
+#[cfg(feature = "publish")]
 fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
     let as_json = match args.format.as_str() {
         "json" => true,

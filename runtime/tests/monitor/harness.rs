@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -22,16 +23,15 @@ pub(crate) fn as_user(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() || !rustix::process::geteuid().is_root() {
         return body();
     }
-    again(
-        test,
-        &[
-            "setpriv",
-            "--reuid=wherry-test",
-            "--regid=wherry-test",
-            "--clear-groups",
-            "--",
-        ],
-    );
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let line = passwd.lines().find(|line| line.starts_with("wherry-test:"));
+    let line = line.expect("tests run by root need the user wherry-test (tests/setup makes it)");
+    let mut fields = line.split(':').skip(2).map(|field| field.parse::<u32>().unwrap());
+    let (uid, gid) = (fields.next().unwrap(), fields.next().unwrap());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    // Root's other groups are left by this, too.
+    command.uid(uid).gid(gid);
+    again(test, command);
 }
 
 /// As `as_user`, and in a user and mount namespace, where file systems can be mounted.
@@ -40,33 +40,19 @@ pub(crate) fn in_mount_namespace(test: &str, body: impl FnOnce()) {
         return body();
     }
     as_user(test, || {
-        again(
-            test,
-            &[
-                "env",
-                "WHERRY_TEST_INSIDE=1",
-                "unshare",
-                "--user",
-                "--map-root-user",
-                "--mount",
-            ],
-        )
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "--mount"])
+            .arg(std::env::current_exe().unwrap())
+            .env(INSIDE, "1");
+        again(test, command);
     });
 }
 
-fn again(test: &str, prefix: &[&str]) {
-    let exe = std::env::current_exe().unwrap();
-    let mut command = Command::new(prefix[0]);
-    let status = command
-        .args(&prefix[1..])
-        .arg(exe)
-        .args(["--exact", test, "--nocapture"])
-        .status();
-    let status = status.unwrap_or_else(|error| panic!("{}: {error}", prefix[0]));
-    assert!(
-        status.success(),
-        "{test} as {prefix:?}: {status} (tests/setup makes the user)"
-    );
+fn again(test: &str, mut command: Command) {
+    let status = command.args(["--exact", test, "--nocapture"]).status();
+    let status = status.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
 }
 
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
