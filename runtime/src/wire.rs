@@ -83,8 +83,8 @@ pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<Packet>> {
         match rustix::net::recvmsg(&from, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(message) => break message,
             Err(rustix::io::Errno::INTR) => {}
-            // A Unix socket reports unread data of a peer that closed as a reset: the end all the same.
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            // A peer closed with unread data. That is told once, and before what it had sent: then comes that, then the end.
+            Err(rustix::io::Errno::CONNRESET) => {}
             Err(e) => return Err(e.into()),
         }
     };

@@ -225,17 +225,20 @@ type Attended = (Pid, Pid, Vec<String>);
 
 /// The creator's part of the conversation.
 fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Attended, Error> {
+    // A mounter that has ended already has said why: that is the error then.
+    let its_own = |error: Error| match wire::receive(setup) {
+        Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
+        _ => error,
+    };
     if let Some(mappings) = &plan.mappings
         && let Err(error) = map_ids(mappings, mounter)
     {
-        // The ids of a process that has ended cannot be set: then it has said why it ended, and that is the error.
         let _ = rustix::process::kill_process(mounter, rustix::process::Signal::KILL);
-        return Err(match wire::receive(setup) {
-            Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
-            _ => error,
-        });
+        return Err(its_own(error));
     }
-    wire::send(setup, Message::Mapped as u8, &[], &[]).context(|| "mounter")?;
+    wire::send(setup, Message::Mapped as u8, &[], &[])
+        .context(|| "mounter")
+        .map_err(its_own)?;
     let mut warnings = Vec::new();
     let mut pids = None;
     loop {
