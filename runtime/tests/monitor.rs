@@ -651,6 +651,13 @@ fn a_killed_forwarder_is_replaced() {
 fn a_thousand_connections_at_once() {
     as_user("a_thousand_connections_at_once", || {
         const COUNT: usize = 1000;
+        // The server's, too: it inherits this.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
         let port = free_port("127.0.0.1:0");
         let exe = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -698,12 +705,6 @@ fn a_thousand_connections_at_once() {
         wait_until("the forwarder listens", || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        let raised = rustix::process::Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
         let mut streams: Vec<TcpStream> = (0..COUNT)
             .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
             .collect();
