@@ -140,6 +140,30 @@ fn oom_killed_with_32_bits() -> Result<()> {
     oom_killed(&Board::new("6.12").with_32_bits(), ARMV7)
 }
 
+/// On the far side of 2038, where 32 bits of seconds end.
+#[test]
+fn after_2038_with_32_bits() -> Result<()> {
+    let disk = Disk::new(512)?;
+    let board = Board::new("6.12").with_32_bits().clock("2040-06-01T00:00:00");
+    let mut pi = with_box(&board, ARMV7, &disk)?;
+    desire(&mut pi, "steady", &pod("steady", COMMAND, ""))?;
+    start_agent(&mut pi)?;
+    running(&mut pi, 1)?;
+    let log = user(&mut pi, "cat agent.log")?;
+    assert!(log.contains("2040-06-01T00:"), "{log}");
+    let told = user(
+        &mut pi,
+        "wherry inspect $(wherry ps -q); wherry exec $(wherry ps -q) touch /tmp/late; wherry logs $(wherry ps -q)",
+    )?;
+    assert!(told.contains("\"startedAt\": \"2040-06-01T00:"), "{told}");
+    println!(
+        "{ARMV7} on {}: {}",
+        pi.release(),
+        log.lines().next_back().unwrap_or_default()
+    );
+    pi.off()
+}
+
 /// What the board said it had done: tags and containers that must be there, containers that must be gone.
 #[derive(Debug, Default)]
 struct Acknowledged {
