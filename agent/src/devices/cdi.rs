@@ -19,7 +19,14 @@ const FILE_MAX: u64 = 4 << 20;
 /// The most files of one directory.
 const FILES_MAX: usize = 1000;
 const VERSIONS: &[&str] = &["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0"];
-const HOOKS: &[&str] = &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+const HOOKS: &[&str] = &[
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -131,7 +138,10 @@ pub(super) struct Registry {
 impl Registry {
     /// Reads the files `*.json` and `*.yaml` of the directories, which may be missing.
     pub(super) fn read(directories: &[PathBuf]) -> Result<Self, Error> {
-        let mut registry = Self { specs: Vec::new(), broken: Vec::new() };
+        let mut registry = Self {
+            specs: Vec::new(),
+            broken: Vec::new(),
+        };
         for (priority, directory) in directories.iter().enumerate() {
             let entries = match std::fs::read_dir(directory) {
                 Ok(entries) => entries,
@@ -221,7 +231,9 @@ impl Registry {
 fn read(path: &Path) -> Result<Spec, String> {
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    file.take(FILE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(format!("longer than {FILE_MAX} bytes"));
     }
@@ -237,7 +249,10 @@ fn parse(bytes: &[u8], yaml: bool) -> Result<Spec, String> {
         serde_json::from_slice(bytes).map_err(|error| error.to_string())?
     };
     if !VERSIONS.contains(&spec.cdi_version.as_str()) {
-        return Err(format!("cdiVersion {:?}: 0.3.0 to 1.0.0 are known", spec.cdi_version));
+        return Err(format!(
+            "cdiVersion {:?}: 0.3.0 to 1.0.0 are known",
+            spec.cdi_version
+        ));
     }
     check_kind(&spec.kind)?;
     check_annotations(&spec.annotations)?;
@@ -260,8 +275,14 @@ fn parse(bytes: &[u8], yaml: bool) -> Result<Spec, String> {
 
 /// Splits `vendor/class=name`.
 pub(super) fn qualified(text: &str) -> Result<(&str, &str), Error> {
-    let invalid = |why: &str| Error::new(format!("device {text:?}: {why}; write /dev/NAME, or VENDOR/CLASS=NAME as nvidia.com/gpu=0"));
-    let (kind, name) = text.split_once('=').ok_or_else(|| invalid("neither a path nor a qualified name"))?;
+    let invalid = |why: &str| {
+        Error::new(format!(
+            "device {text:?}: {why}; write /dev/NAME, or VENDOR/CLASS=NAME as nvidia.com/gpu=0"
+        ))
+    };
+    let (kind, name) = text
+        .split_once('=')
+        .ok_or_else(|| invalid("neither a path nor a qualified name"))?;
     check_kind(kind).map_err(|why| invalid(&why))?;
     check_name(name).map_err(|why| invalid(&why))?;
     Ok((kind, name))
@@ -271,7 +292,9 @@ fn check_kind(kind: &str) -> Result<(), String> {
     let part = |text: &str, more: &str| {
         text.starts_with(|first: char| first.is_ascii_alphabetic())
             && text.ends_with(|last: char| last.is_ascii_alphanumeric())
-            && text.chars().all(|letter| letter.is_ascii_alphanumeric() || more.contains(letter))
+            && text
+                .chars()
+                .all(|letter| letter.is_ascii_alphanumeric() || more.contains(letter))
     };
     match kind.split_once('/') {
         Some((vendor, class)) if part(vendor, "-_.") && part(class, "-_") => Ok(()),
@@ -281,7 +304,10 @@ fn check_kind(kind: &str) -> Result<(), String> {
 
 fn check_name(name: &str) -> Result<(), String> {
     let ends = |letter: char| letter.is_ascii_alphanumeric();
-    if name.starts_with(ends) && name.ends_with(ends) && name.chars().all(|letter| ends(letter) || "-_.:".contains(letter)) {
+    if name.starts_with(ends)
+        && name.ends_with(ends)
+        && name.chars().all(|letter| ends(letter) || "-_.:".contains(letter))
+    {
         Ok(())
     } else {
         Err(format!("{name:?} is not a device's name"))
@@ -290,11 +316,17 @@ fn check_name(name: &str) -> Result<(), String> {
 
 fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), String> {
     const TOTAL_MAX: usize = 256 << 10;
-    let total: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let total: usize = annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
     if total > TOTAL_MAX {
         return Err(format!("annotations longer than {TOTAL_MAX} bytes"));
     }
-    match annotations.keys().find(|key| key.is_empty() || key.chars().any(char::is_whitespace)) {
+    match annotations
+        .keys()
+        .find(|key| key.is_empty() || key.chars().any(char::is_whitespace))
+    {
         Some(key) => Err(format!("annotation {key:?} is not a name")),
         None => Ok(()),
     }
@@ -343,7 +375,11 @@ impl ContainerEdits {
     fn apply(&self, edits: &mut Edits) -> Result<(), String> {
         edits.env.extend(self.env.iter().cloned());
         for node in &self.device_nodes {
-            let host = node.host_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(&node.path);
+            let host = node
+                .host_path
+                .as_deref()
+                .filter(|path| !path.is_empty())
+                .unwrap_or(&node.path);
             node.matches(Path::new(host))?;
             let pair = (PathBuf::from(host), node.path.clone());
             if !edits.nodes.contains(&pair) {
@@ -352,7 +388,11 @@ impl ContainerEdits {
         }
         for mount in &self.mounts {
             let mut options = mount.options.clone();
-            let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty()).unwrap_or("bind");
+            let kind = mount
+                .kind
+                .as_deref()
+                .filter(|kind| !kind.is_empty())
+                .unwrap_or("bind");
             if kind == "bind" && !options.iter().any(|word| word == "bind" || word == "rbind") {
                 options.push("bind".into());
             }
@@ -394,7 +434,11 @@ impl Rdt {
             ("enableCMT", self.enable_cmt.map(Value::from)),
             ("enableMBM", self.enable_mbm.map(Value::from)),
         ];
-        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<serde_json::Map<_, _>>().into()
+        fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 }
 
@@ -405,9 +449,22 @@ impl Node {
         let Ok(meta) = std::fs::metadata(host) else {
             return Ok(());
         };
-        let numbers = (i64::from(rustix::fs::major(meta.rdev())), i64::from(rustix::fs::minor(meta.rdev())));
-        let kind = if meta.file_type().is_block_device() { "b" } else if meta.file_type().is_fifo() { "p" } else { "c" };
-        let asked = self.kind.as_deref().filter(|kind| !kind.is_empty()).map(|kind| if kind == "u" { "c" } else { kind });
+        let numbers = (
+            i64::from(rustix::fs::major(meta.rdev())),
+            i64::from(rustix::fs::minor(meta.rdev())),
+        );
+        let kind = if meta.file_type().is_block_device() {
+            "b"
+        } else if meta.file_type().is_fifo() {
+            "p"
+        } else {
+            "c"
+        };
+        let asked = self
+            .kind
+            .as_deref()
+            .filter(|kind| !kind.is_empty())
+            .map(|kind| if kind == "u" { "c" } else { kind });
         let numbered = kind != "p" && (self.major.unwrap_or(0) != 0 || self.minor.unwrap_or(0) != 0);
         let other = numbered && (self.major.unwrap_or(numbers.0), self.minor.unwrap_or(numbers.1)) != numbers;
         if asked.is_some_and(|asked| asked != kind) || other {

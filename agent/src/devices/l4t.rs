@@ -21,23 +21,33 @@ enum Kind {
     File,
 }
 
-/// Adds what the lists of the directory name.
-pub(super) fn edits(directory: &Path, edits: &mut Edits) -> Result<(), Error> {
-    let failed = |path: &Path, why: &dyn std::fmt::Display| Error::new(format!("devices: {}: {why}", path.display()));
-    let entries = std::fs::read_dir(directory).map_err(|error| failed(directory, &error))?;
+/// The lists of the directory, in order; none where it is missing.
+pub(super) fn lists(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
     let mut lists: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|end| end == "csv"))
         .take(FILES_MAX)
         .collect();
     lists.sort();
+    lists
+}
+
+/// Adds what the lists name.
+pub(super) fn edits(lists: &[PathBuf], edits: &mut Edits) -> Result<(), Error> {
+    let failed =
+        |path: &Path, why: &dyn std::fmt::Display| Error::new(format!("devices: {}: {why}", path.display()));
     let mut count = 0;
-    for list in &lists {
+    for list in lists {
         let mut text = String::new();
         let file = std::fs::File::open(list).map_err(|error| failed(list, &error))?;
-        file.take(FILE_MAX).read_to_string(&mut text).map_err(|error| failed(list, &error))?;
+        file.take(FILE_MAX)
+            .read_to_string(&mut text)
+            .map_err(|error| failed(list, &error))?;
         for (number, line) in text.lines().enumerate() {
-            let Some((kind, path)) = parse(line).map_err(|why| failed(list, &format!("line {}: {why}", number + 1)))? else {
+            let Some((kind, path)) =
+                parse(line).map_err(|why| failed(list, &format!("line {}: {why}", number + 1)))?
+            else {
                 continue;
             };
             count += 1;
@@ -50,7 +60,9 @@ pub(super) fn edits(directory: &Path, edits: &mut Edits) -> Result<(), Error> {
         }
     }
     if edits.nodes.is_empty() {
-        return Err(failed(directory, &"none of the devices in its lists is on this board"));
+        return Err(Error::new(
+            "devices: none of those in the lists of L4T is on this board",
+        ));
     }
     Ok(())
 }

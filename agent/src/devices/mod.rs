@@ -80,7 +80,9 @@ impl Request {
             return Ok(Self::Cdi(text.into()));
         }
         let invalid = |why: String| {
-            Error::new(format!("device {text:?}: {why}; write HOST_PATH[:CONTAINER_PATH][:rwm], or VENDOR/CLASS=NAME"))
+            Error::new(format!(
+                "device {text:?}: {why}; write HOST_PATH[:CONTAINER_PATH][:rwm], or VENDOR/CLASS=NAME"
+            ))
         };
         let words: Vec<&str> = text.split(':').collect();
         let (host, container, rights) = match words[..] {
@@ -94,14 +96,19 @@ impl Request {
             return Err(invalid(format!("{rights:?}: rights are letters of \"rwm\"")));
         }
         if !(rights.contains('r') && rights.contains('w')) {
-            return Err(invalid(format!("{rights:?} cannot be enforced without root: a device is granted to read and write")));
+            return Err(invalid(format!(
+                "{rights:?} cannot be enforced without root: a device is granted to read and write"
+            )));
         }
         for path in [host, container] {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(invalid(format!("{path:?} is not an absolute path")));
             }
         }
-        Ok(Self::Path { host: host.into(), container: container.into() })
+        Ok(Self::Path {
+            host: host.into(),
+            container: container.into(),
+        })
     }
 
     /// Reads docker's `--gpus`: `all`, a number, `device=NAME,NAME`, or these with docker's quotes and further keys.
@@ -110,11 +117,19 @@ impl Request {
     ///
     /// Names what is wrong with it.
     pub fn parse_gpus(text: &str) -> Result<Vec<Self>, Error> {
-        let invalid = |why: &str| Error::new(format!("gpus {text:?}: {why}; write all, a number, or device=0,1"));
+        let invalid = |why: &str| {
+            Error::new(format!(
+                "gpus {text:?}: {why}; write all, a number, or device=0,1"
+            ))
+        };
         let one = |name: &str| Self::parse(&format!("{GPU}={name}")).map_err(|_| invalid("not a GPU's name"));
         let plain = text.trim().trim_matches(['"', '\'']);
         if let Some(names) = plain.strip_prefix("device=") {
-            return names.trim_matches('"').split(',').map(|name| one(name.trim())).collect();
+            return names
+                .trim_matches('"')
+                .split(',')
+                .map(|name| one(name.trim()))
+                .collect();
         }
         match plain {
             "all" | "-1" => Ok(vec![one("all")?]),
@@ -162,9 +177,12 @@ pub fn resolve(requests: &[Request], places: &Places) -> Result<Edits, Error> {
     if !names.is_empty() {
         let registry = cdi::Registry::read(&places.cdi)?;
         let is_gpu = |name: &&str| name.strip_prefix(GPU).is_some_and(|rest| rest.starts_with('='));
-        if !registry.knows_kind(GPU) && names.iter().any(is_gpu) && places.l4t.is_dir() {
-            names.retain(|name| !is_gpu(name));
-            l4t::edits(&places.l4t, &mut edits)?;
+        if !registry.knows_kind(GPU) && names.iter().any(is_gpu) {
+            let lists = l4t::lists(&places.l4t);
+            if !lists.is_empty() {
+                names.retain(|name| !is_gpu(name));
+                l4t::edits(&lists, &mut edits)?;
+            }
         }
         registry.inject(&names, &mut edits)?;
     }
@@ -176,18 +194,29 @@ pub fn resolve(requests: &[Request], places: &Places) -> Result<Edits, Error> {
 }
 
 /// The node, or all nodes of the directory.
-fn path_nodes(host: &Path, container: &str, depth: usize, nodes: &mut Vec<(PathBuf, String)>) -> Result<(), Error> {
+fn path_nodes(
+    host: &Path,
+    container: &str,
+    depth: usize,
+    nodes: &mut Vec<(PathBuf, String)>,
+) -> Result<(), Error> {
     let failed = |error: &std::io::Error| Error::new(format!("device {}: {error}", host.display()));
     let meta = std::fs::metadata(host).map_err(|error| failed(&error))?;
     if !meta.is_dir() {
         if nodes.len() >= NODES_MAX {
-            return Err(Error::new(format!("device {}: more than {NODES_MAX} nodes", host.display())));
+            return Err(Error::new(format!(
+                "device {}: more than {NODES_MAX} nodes",
+                host.display()
+            )));
         }
         nodes.push((host.to_owned(), container.to_owned()));
         return Ok(());
     }
     if depth >= DEPTH_MAX {
-        return Err(Error::new(format!("device {}: directories deeper than {DEPTH_MAX}", host.display())));
+        return Err(Error::new(format!(
+            "device {}: directories deeper than {DEPTH_MAX}",
+            host.display()
+        )));
     }
     let mut entries: Vec<_> = std::fs::read_dir(host)
         .and_then(Iterator::collect::<Result<_, _>>)
@@ -195,9 +224,16 @@ fn path_nodes(host: &Path, container: &str, depth: usize, nodes: &mut Vec<(PathB
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name();
-        let is_node = entry.file_type().is_ok_and(|kind| kind.is_char_device() || kind.is_block_device() || kind.is_dir());
+        let is_node = entry
+            .file_type()
+            .is_ok_and(|kind| kind.is_char_device() || kind.is_block_device() || kind.is_dir());
         if let Some(name) = name.to_str().filter(|_| is_node) {
-            path_nodes(&entry.path(), &format!("{}/{name}", container.trim_end_matches('/')), depth + 1, nodes)?;
+            path_nodes(
+                &entry.path(),
+                &format!("{}/{name}", container.trim_end_matches('/')),
+                depth + 1,
+                nodes,
+            )?;
         }
     }
     Ok(())
@@ -240,12 +276,17 @@ fn no_conflicts(edits: &Edits) -> Result<(), Error> {
             )));
         }
         if edits.mounts.iter().any(|mount| target(mount) == *container) {
-            return Err(Error::new(format!("device {container}: a file is to be mounted there, too")));
+            return Err(Error::new(format!(
+                "device {container}: a file is to be mounted there, too"
+            )));
         }
     }
     for (index, mount) in edits.mounts.iter().enumerate() {
         let others = edits.mounts.get(index + 1..).unwrap_or_default();
-        if let Some(other) = others.iter().find(|other| target(other) == target(mount) && other != &mount) {
+        if let Some(other) = others
+            .iter()
+            .find(|other| target(other) == target(mount) && other != &mount)
+        {
             return Err(Error::new(format!(
                 "devices: {} is to be mounted from {} and from {}",
                 target(mount),
