@@ -141,3 +141,94 @@ pub fn own_mounts() -> std::io::Result<()> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
     Ok(())
 }
+
+/// What a call of [`forbidden`] is given.
+#[derive(Debug)]
+pub enum Argument<'a> {
+    /// A number.
+    Word(i64),
+    /// A text.
+    Text(&'a std::ffi::CStr),
+    /// Memory that the call may read and write.
+    Memory(&'a mut [u8]),
+}
+
+/// System calls that no container needs, by name. None touches memory other than what its arguments name.
+const FORBIDDEN: &[(&str, libc::c_long)] = &[
+    ("acct", libc::SYS_acct),
+    ("add_key", libc::SYS_add_key),
+    ("bpf", libc::SYS_bpf),
+    ("clock_settime", libc::SYS_clock_settime),
+    ("delete_module", libc::SYS_delete_module),
+    ("fsopen", libc::SYS_fsopen),
+    ("init_module", libc::SYS_init_module),
+    ("io_uring_setup", libc::SYS_io_uring_setup),
+    ("ioctl", libc::SYS_ioctl),
+    ("kexec_load", libc::SYS_kexec_load),
+    ("keyctl", libc::SYS_keyctl),
+    ("mknodat", libc::SYS_mknodat),
+    ("mount", libc::SYS_mount),
+    ("name_to_handle_at", libc::SYS_name_to_handle_at),
+    ("open_by_handle_at", libc::SYS_open_by_handle_at),
+    ("open_tree", libc::SYS_open_tree),
+    ("perf_event_open", libc::SYS_perf_event_open),
+    ("personality", libc::SYS_personality),
+    ("pivot_root", libc::SYS_pivot_root),
+    ("process_vm_readv", libc::SYS_process_vm_readv),
+    ("quotactl", libc::SYS_quotactl),
+    ("reboot", libc::SYS_reboot),
+    ("request_key", libc::SYS_request_key),
+    ("setgroups", libc::SYS_setgroups),
+    ("setns", libc::SYS_setns),
+    ("sethostname", libc::SYS_sethostname),
+    ("socket", libc::SYS_socket),
+    ("swapon", libc::SYS_swapon),
+    ("syslog", libc::SYS_syslog),
+    ("umount2", libc::SYS_umount2),
+    ("unshare", libc::SYS_unshare),
+    ("userfaultfd", libc::SYS_userfaultfd),
+    ("vhangup", libc::SYS_vhangup),
+];
+
+/// Makes one of the calls that a container is refused.
+///
+/// # Errors
+///
+/// What the kernel says, and `InvalidInput` for a name that is not in the list.
+pub fn forbidden(name: &str, arguments: &mut [Argument<'_>]) -> std::io::Result<i64> {
+    let known = FORBIDDEN.iter().find(|(known, _)| *known == name);
+    let (_, number) = known.ok_or(std::io::ErrorKind::InvalidInput)?;
+    let mut words = [0 as libc::c_long; 6];
+    for (word, argument) in words.iter_mut().zip(arguments) {
+        *word = match argument {
+            Argument::Word(value) => *value as libc::c_long,
+            Argument::Text(text) => text.as_ptr() as libc::c_long,
+            Argument::Memory(memory) => memory.as_mut_ptr() as libc::c_long,
+        };
+    }
+    // SAFETY: the calls of the list read and write only what the pointers lead to, which outlives the call; texts end with
+    // a zero, and the callers give as much memory as the call at hand takes.
+    let result = unsafe {
+        libc::syscall(
+            *number, words[0], words[1], words[2], words[3], words[4], words[5],
+        )
+    };
+    if result == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(result.into())
+}
+
+/// The kernel's Landlock ABI; 0 without Landlock.
+pub fn landlock_abi() -> u32 {
+    // SAFETY: with LANDLOCK_CREATE_RULESET_VERSION the call takes no memory.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            1_u32,
+        )
+    };
+    u32::try_from(version).unwrap_or(0)
+}

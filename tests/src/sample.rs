@@ -420,6 +420,34 @@ pub fn toolbox(layout: &mut Layout, tag: &str, tracer: &Path) -> Result<String> 
     layout.image(tag, &[layer], config)
 }
 
+/// An image with the program `escape`, and with one that watches for programs to write: `escape-loop`.
+pub fn escape_box(layout: &mut Layout, tag: &str, escape: &Path) -> Result<String> {
+    let watch = "#!/bin/sh\necho watching\nwhile true; do for exe in /proc/[0-9]*/exe; do \
+                 (echo x >>$exe) 2>/dev/null && echo ESCAPED $exe; done; done\n";
+    let mut tree = Tree::from([
+        ("escape".to_owned(), Entry::File(fs::read(escape)?, 0o755)),
+        ("escape-loop".to_owned(), Entry::File(watch.into(), 0o755)),
+        (
+            "bin/busybox".to_owned(),
+            Entry::File(fs::read("/bin/busybox")?, 0o755),
+        ),
+        ("etc/hostname".to_owned(), Entry::File(b"box\n".to_vec(), 0o644)),
+    ]);
+    for name in ["sh", "sleep", "echo"] {
+        tree.insert(format!("bin/{name}"), Entry::Symlink("busybox".to_owned()));
+    }
+    for directory in ["proc", "sys", "dev", "tmp"] {
+        tree.insert(directory.to_owned(), Entry::Directory);
+    }
+    add_parents(&mut tree);
+    let layer = layout.layer(&tree)?;
+    layout.image(
+        tag,
+        &[layer],
+        json!({"Env": ["PATH=/bin"], "Cmd": ["/escape"], "WorkingDir": "/"}),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

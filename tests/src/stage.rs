@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The user that root's tests run as.
 const ORDINARY_USER: &str = "wherry-test";
 /// The programs that a stage of `wherry` holds.
-const PROGRAMS: &[&str] = &["wherry", "wherry-runtime", "tracer"];
+const PROGRAMS: &[&str] = &["wherry", "wherry-runtime", "tracer", "escape"];
 
 /// The ordinary user, when it is not the one that runs the test.
 #[derive(Debug, Clone, Copy)]
