@@ -17,8 +17,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::config::Process;
 use crate::error::{Context, Error};
 use crate::launch::Mappings;
-use crate::policy::{Grant, Policy};
-use crate::resolve;
+use crate::policy::Policy;
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -312,20 +311,9 @@ pub(crate) fn enter_domain(
         ruleset = ruleset.scope(scopes).map_err(|e| fail(e.to_string()))?;
     }
     let mut ruleset = ruleset.create().map_err(|e| fail(e.to_string()))?;
-    for (path, grant) in &policy.paths {
-        let fd = resolve::open(root, path).context(|| format!("landlock: /{}", path.display()))?;
-        let directory = resolve::is_directory(&fd).context(|| "landlock")?;
-        let access = match grant {
-            Grant::All if directory => all,
-            Grant::All => all & AccessFs::from_file(RIGHTS),
-            Grant::NoChange => {
-                AccessFs::from_read(RIGHTS) | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev
-            }
-        };
-        ruleset = ruleset
-            .add_rule(PathBeneath::new(fd, access))
-            .map_err(|e| fail(e.to_string()))?;
-    }
+    ruleset = ruleset
+        .add_rule(PathBeneath::new(root, all))
+        .map_err(|e| fail(e.to_string()))?;
     for stream in stdio {
         let kind = rustix::fs::fstat(stream).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
         if matches!(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use wherry_runtime::cgroup::Manager;
 use wherry_runtime::{Error, Root, forward, monitor, verbs};
 
 /// run OCI bundles as confined containers, without root
@@ -23,6 +24,13 @@ struct Args {
     #[argh(switch)]
     #[expect(dead_code, reason = "accepted without effect, and said so")]
     systemd_cgroup: bool,
+    /// who makes cgroups: cgroupfs (default), systemd (the same, in what it has delegated), or disabled
+    #[argh(option, default = "Manager::default()")]
+    cgroup_manager: Manager,
+    /// accepted, engines pass it: there is nothing more to tell
+    #[argh(switch)]
+    #[expect(dead_code, reason = "accepted without effect, and said so")]
+    debug: bool,
     /// print the version
     #[argh(switch)]
     version: bool,
@@ -55,6 +63,7 @@ enum Verb {
 const SWITCHES: &[&str] = &[
     "--systemd-cgroup",
     "--version",
+    "--debug",
     "--no-pivot",
     "--no-new-keyring",
     "--all",
@@ -140,7 +149,9 @@ fn main() -> ExitCode {
     let result = match verb {
         Verb::Monitor(options) => monitor::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Forward(options) => forward::run(options).map_err(|e| (e.to_string(), e.exit_code())),
-        verb => run(&args.root, verb, &mut out).map_err(|e| (e.to_string(), e.exit_code())),
+        verb => {
+            run(&args.root, args.cgroup_manager, verb, &mut out).map_err(|e| (e.to_string(), e.exit_code()))
+        }
     };
     match result {
         Ok(code) => code,
@@ -154,15 +165,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(root: &Option<PathBuf>, verb: Verb, out: &mut dyn Write) -> Result<ExitCode, Error> {
+fn run(root: &Option<PathBuf>, manager: Manager, verb: Verb, out: &mut dyn Write) -> Result<ExitCode, Error> {
     let root = Root::open(root.as_deref())?;
     match verb {
-        Verb::Create(options) => verbs::create::run(&root, &options)?,
+        Verb::Create(options) => verbs::create::run(&root, &options, manager)?,
         Verb::Start(options) => verbs::start::run(&root, &options)?,
         Verb::State(options) => verbs::state::run(&root, &options, out)?,
         Verb::Kill(options) => verbs::kill::run(&root, &options)?,
         Verb::List(options) => verbs::list::run(&root, &options, out)?,
-        Verb::Run(options) => return verbs::run::run(&root, options).map(ExitCode::from),
+        Verb::Run(options) => return verbs::run::run(&root, options, manager).map(ExitCode::from),
         Verb::Exec(options) => return verbs::exec::run(&root, &options).map(ExitCode::from),
         Verb::Pause(options) => verbs::pause::pause(&root, &options)?,
         Verb::Resume(options) => verbs::pause::resume(&root, &options)?,

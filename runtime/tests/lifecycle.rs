@@ -471,7 +471,7 @@ fn hooks_run_in_order_with_the_state_and_stop_a_creation() {
         ],
         "{lines}"
     );
-    assert!(lines.contains("createRuntime \"status\":\"creating\""), "{lines}");
+    assert!(lines.contains("createRuntime \"status\":\"created\""), "{lines}");
     assert!(lines.contains("poststop \"status\":\"stopped\""), "{lines}");
 
     for (name, hook) in [

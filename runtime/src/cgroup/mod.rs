@@ -60,9 +60,34 @@ pub(crate) struct Cgroup {
     made: Vec<PathBuf>,
 }
 
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Manager {
+    /// This runtime, by the files of the hierarchies.
+    #[default]
+    Files,
+    /// Nobody: the container stays in its caller's.
+    Disabled,
+}
+
+impl std::str::FromStr for Manager {
+    type Err = String;
+
+    /// Reads a `--cgroup-manager`. systemd is not asked for a scope: what it has delegated is used.
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "cgroupfs" | "systemd" => Ok(Self::Files),
+            "disabled" => Ok(Self::Disabled),
+            other => Err(format!("{other:?}: expected cgroupfs, systemd or disabled")),
+        }
+    }
+}
+
 /// What a bundle asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
+    /// Who makes it.
+    pub(crate) manager: Manager,
     /// The container's name.
     pub(crate) id: &'a str,
     /// `linux.cgroupsPath`.
@@ -99,13 +124,20 @@ pub(crate) fn create(
     asked: Asked<'_>,
     journal: &mut dyn FnMut(&Cgroup) -> Result<(), Error>,
 ) -> Result<Created, Error> {
-    let host = Host::find();
+    let host = match asked.manager {
+        Manager::Disabled => Host::default(),
+        Manager::Files => Host::find(),
+    };
     let new = v2::translate(asked.resources)?;
     let old = v1::translate(asked.resources)?;
     let mut cgroup = Cgroup::default();
     let mut warnings = Vec::new();
 
-    let mut why = "no cgroup hierarchy is mounted on /sys/fs/cgroup".to_owned();
+    let mut why = match asked.manager {
+        Manager::Disabled => "--cgroup-manager=disabled",
+        Manager::Files => "no cgroup hierarchy is mounted on /sys/fs/cgroup",
+    }
+    .to_owned();
     let mut refused = BTreeMap::new();
     let mut controllers = BTreeSet::new();
     if let Some(hierarchy) = &host.unified {
@@ -194,16 +226,6 @@ pub(crate) fn create(
             "linux.cgroupsPath: {path:?}: systemd is not asked for a scope, the cgroup is beside the caller's"
         )),
         _ => {}
-    }
-    if asked
-        .resources
-        .devices
-        .as_ref()
-        .is_some_and(|rules| !rules.is_empty())
-    {
-        warnings.push(
-            "linux.resources.devices: no device filter: the container's /dev holds the devices it was given and no others, and its mounts decide which those are".into(),
-        );
     }
     let cgroup = Some(cgroup).filter(|cgroup| *cgroup != Cgroup::default());
     let entry = cgroup.as_ref().map(Cgroup::entry).transpose()?;

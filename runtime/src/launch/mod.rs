@@ -1,5 +1,6 @@
 //! The launch: from a checked bundle to an init that waits for `start`. The crate's documentation draws it.
 
+mod devices;
 mod mounts;
 mod options;
 mod plan;
@@ -7,9 +8,10 @@ mod prepare;
 mod program;
 mod spawner;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, WaitOptions};
@@ -33,7 +35,7 @@ pub(crate) enum Message {
     Error = b'E',
     /// A line.
     Warning = b'W',
-    /// The namespaces exist; hooks may run.
+    /// The namespaces and mounts exist; hooks may run. Process ids as with `Pids`.
     Namespaces = b'H',
     /// Go on.
     Continue = b'c',
@@ -110,8 +112,7 @@ pub(crate) struct Inherited {
     pub(crate) preserved: u32,
     /// The way into the container's cgroup.
     pub(crate) cgroup: Option<Entry>,
-    /// The state document for hooks, with `"pid":0`.
-    pub(crate) state: String,
+    pub(crate) state: HookState,
 }
 
 impl Inherited {
@@ -144,7 +145,32 @@ impl Inherited {
     }
 
     fn hook_state(&self, pid: i32) -> String {
-        self.state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1)
+        self.state.with_pid(pid)
+    }
+}
+
+/// The state document that hooks read, before the container's process exists.
+#[derive(Debug, Clone)]
+pub(crate) struct HookState {
+    pub(crate) oci_version: String,
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl HookState {
+    /// The document of a container that is being created. Its status is `created`, as in other runtimes: whoever reads it
+    /// finds the namespaces and the process.
+    fn with_pid(&self, pid: i32) -> String {
+        serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": "created",
+            "pid": pid,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        })
+        .to_string()
     }
 }
 
@@ -224,7 +250,7 @@ pub(crate) fn launch(
 type Attended = (Pid, Pid, Vec<String>);
 
 /// The creator's part of the conversation.
-fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Attended, Error> {
+fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Result<Attended, Error> {
     // A mounter that has ended already has said why: that is the error then.
     let its_own = |error: Error| match wire::receive(setup) {
         Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
@@ -252,8 +278,7 @@ fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Att
             Some(Message::Error) => return Err(reported(&packet)),
             Some(Message::Warning) => warnings.push(packet.text()),
             Some(Message::Namespaces) => {
-                let pid = mounter.as_raw_nonzero().get();
-                let state = state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1);
+                let state = state.with_pid(packet.number(1).unwrap_or(0));
                 hooks::run(&plan.hooks.prestart, "prestart", &state)?;
                 hooks::run(&plan.hooks.create_runtime, "createRuntime", &state)?;
                 wire::send(setup, Message::Continue as u8, &[], &[]).context(|| "mounter")?;

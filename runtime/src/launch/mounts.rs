@@ -66,13 +66,9 @@ pub(crate) struct Mounting {
 }
 
 impl Mounting {
-    /// Whether it is mounted last: what belongs on top of the procfs, and what shows init's cgroup.
-    pub(crate) fn is_late(&self) -> bool {
-        self.destination.starts_with("proc") || self.kind == Kind::Cgroup
-    }
-
-    pub(crate) fn is_readonly(&self) -> bool {
-        self.options.flags.contains(MountFlags::RDONLY)
+    /// Whether it shows namespaces that are init's: its processes, or its cgroup.
+    pub(crate) fn shows_init(&self) -> bool {
+        matches!(self.kind, Kind::Proc | Kind::Cgroup)
     }
 }
 
@@ -554,6 +550,6 @@ mod tests {
                 recursive: true
             }
         );
-        assert!(rest[0].is_readonly() && !rest[0].is_late() && rest[1].is_late());
+        assert!(rest[0].options.flags.contains(MountFlags::RDONLY));
     }
 }

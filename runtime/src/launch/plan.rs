@@ -171,12 +171,6 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     let policy = policy::decide(
         &policy::Asked {
             off: config.annotation("dev.wherry.landlock").is_some(),
-            readonly_root: config.root.readonly,
-            writable_mounts: mounts
-                .iter()
-                .filter(|m| !m.is_readonly() && !m.is_late() && m.kind != Kind::Cgroup)
-                .map(|m| m.destination.clone())
-                .collect(),
             private_network: own_network,
             private_pids: !matches!(namespaces.pids, Pids::Host),
             ports,

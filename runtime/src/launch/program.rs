@@ -101,15 +101,9 @@ impl Request {
 /// Init: prepares, waits for `start`, becomes the program.
 ///
 /// `born` says that the kernel made it in the container's cgroup.
-pub(super) fn init(
-    plan: &Plan,
-    inherited: &Inherited,
-    channel: OwnedFd,
-    terminal: Option<&OwnedFd>,
-    born: bool,
-) -> ! {
+pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, born: bool) -> ! {
     let started = enter_cgroup(plan, inherited, &channel, born)
-        .and_then(|()| wait_for_start(plan, inherited, &channel, terminal));
+        .and_then(|()| wait_for_start(plan, inherited, &channel));
     let program = match started {
         Ok(Some(program)) => program,
         Ok(None) => sys::exit_now(1),
@@ -138,12 +132,10 @@ fn enter_cgroup(plan: &Plan, inherited: &Inherited, channel: &OwnedFd, born: boo
     Ok(())
 }
 
-fn wait_for_start(
-    plan: &Plan,
-    inherited: &Inherited,
-    channel: &OwnedFd,
-    terminal: Option<&OwnedFd>,
-) -> Result<Option<CString>, Error> {
+fn wait_for_start(plan: &Plan, inherited: &Inherited, channel: &OwnedFd) -> Result<Option<CString>, Error> {
+    // While it waits its owner may look at it: engines and hooks enter its network namespace by /proc/PID/ns. Nothing
+    // of the container runs yet, and nothing else is in a pid namespace of its own.
+    hide(!matches!(plan.pids, Pids::New))?;
     let preserved: Vec<BorrowedFd<'_>> = sys::inherited_range(3, inherited.preserved);
     let mut keep = vec![
         rustix::stdio::stdin(),
@@ -151,22 +143,18 @@ fn wait_for_start(
         rustix::stdio::stderr(),
     ];
     keep.extend([channel.as_fd(), inherited.setup.as_fd()]);
-    keep.extend(terminal.map(AsFd::as_fd));
     keep.extend(preserved);
     sys::close_all_but(&keep).context(|| "close_range")?;
-    if wire::receive(channel).context(|| "spawner")?.is_none() {
+    let Some(packet) = wire::receive(channel).context(|| "spawner")? else {
         return Ok(None);
-    }
+    };
     rustix::process::setsid().context(|| "setsid")?;
-    if let Some(terminal) = terminal {
+    if let Some(terminal) = packet.fds.first() {
         // Now, not at the start: the creator's streams are not the container's.
         take_terminal(terminal.as_fd())?;
     }
     enter_directory(&plan.process.cwd)?;
     let program = locate(&plan.process)?;
-    // While it waits its owner may look at it: engines and hooks enter its network namespace by /proc/PID/ns. Nothing
-    // of the container runs yet, and nothing else is in a pid namespace of its own.
-    hide(!matches!(plan.pids, Pids::New))?;
     inherited.tell(Message::Ready)?;
     let started = wire::receive(channel).context(|| "spawner")?;
     hide(true)?;

@@ -36,27 +36,15 @@ const MAX_CLIENTS: usize = 256;
 const WITHOUT_PIDFD: Duration = Duration::from_millis(200);
 
 /// Runs the spawner. It never returns: it is init for a moment's child, and ends with it.
-pub(super) fn run(
-    plan: &Plan,
-    inherited: &Inherited,
-    mounter: OwnedFd,
-    root: BorrowedFd<'_>,
-    terminal: Option<&OwnedFd>,
-) -> ! {
-    if let Err(error) = spawn(plan, inherited, mounter, root, terminal) {
+pub(super) fn run(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<'_>) -> ! {
+    if let Err(error) = spawn(plan, inherited, mounter, root) {
         super::report(inherited.setup.as_fd(), &error);
         sys::exit_now(1)
     }
     sys::exit_now(0)
 }
 
-fn spawn(
-    plan: &Plan,
-    inherited: &Inherited,
-    mounter: OwnedFd,
-    root: BorrowedFd<'_>,
-    terminal: Option<&OwnedFd>,
-) -> Result<(), Error> {
+fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<'_>) -> Result<(), Error> {
     let stdio = [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -82,7 +70,7 @@ fn spawn(
     let init = match side {
         Side::Child => {
             drop((ours, mounter));
-            program::init(plan, inherited, theirs, terminal, born)
+            program::init(plan, inherited, theirs, born)
         }
         Side::Parent(pid) => pid,
     };
@@ -190,9 +178,11 @@ impl Spawner<'_> {
     fn hand_over(&mut self, inherited: &Inherited, mounter: OwnedFd) -> Result<(), Error> {
         let lost = || Error::Corrupt("the launch was given up".into());
         let channel = self.init_channel.as_ref().ok_or_else(lost)?;
-        wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
+        let packet = wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
         drop(mounter);
-        wire::send(channel, Message::Continue as u8, &[], &[]).context(|| "init")?;
+        let terminal: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+        wire::send(channel, Message::Continue as u8, &[], &terminal).context(|| "init")?;
+        drop(packet);
         // Init reports to the creator by itself; the creator answers here.
         match wire::receive(&inherited.setup).context(|| "creator")? {
             Some(packet) if packet.kind == Message::Commit as u8 => {}

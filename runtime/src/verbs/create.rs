@@ -8,9 +8,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::WaitOptions;
 
 use super::Create;
+use crate::cgroup::Manager;
 use crate::config::{self, Config};
 use crate::error::{Context, Error};
-use crate::launch::{self, Inherited, Launched, Plan};
+use crate::launch::{self, HookState, Inherited, Launched, Plan};
 use crate::state::{Directory, ProcessId, Record, Root};
 use crate::{cgroup, seal, sys};
 
@@ -19,7 +20,7 @@ use crate::{cgroup, seal, sys};
 /// # Errors
 ///
 /// Those of the bundle, by field, and of the launch. Nothing is left of a container that could not be created.
-pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
+pub fn run(root: &Root, options: &Create, manager: Manager) -> Result<(), Error> {
     let console = options
         .console_socket
         .as_deref()
@@ -27,7 +28,7 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
         .transpose()?;
     let bundle = launch::absolute(&options.bundle)?;
     let loaded = load(&bundle, options.config.as_deref())?;
-    let (directory, _, launched) = create(root, options, bundle, loaded, console)?;
+    let (directory, _, launched) = create(root, options, manager, bundle, loaded, console)?;
     launched.commit().inspect_err(|_| {
         // The first error is the one to tell.
         let _ = directory.remove();
@@ -39,6 +40,7 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
 pub(super) fn create(
     root: &Root,
     options: &Create,
+    manager: Manager,
     bundle: PathBuf,
     (config, warnings): (Config, Vec<String>),
     console: Option<OwnedFd>,
@@ -69,17 +71,16 @@ pub(super) fn create(
     }
 
     let directory = root.make(&options.id)?;
-    let state = serde_json::json!({
-        "pid": 0,
-        "ociVersion": oci_version,
-        "id": options.id,
-        "status": "creating",
-        "bundle": bundle,
-        "annotations": annotations,
-    });
+    let state = HookState {
+        oci_version: oci_version.clone(),
+        id: options.id.clone(),
+        bundle: bundle.clone(),
+        annotations: annotations.clone(),
+    };
     let mut cgroup = None;
     let attempt = || -> Result<(Record, Launched), Error> {
         let asked = cgroup::Asked {
+            manager,
             id: &options.id,
             path: plan.cgroups_path.as_deref(),
             resources: &plan.resources,
@@ -95,7 +96,7 @@ pub(super) fn create(
                     .context(|| "/dev/null")?,
                 preserved: options.preserve_fds,
                 cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
-                state: state.to_string(),
+                state,
             })
         })?;
         record(&directory, options, &plan, launched, |launched| Record {

@@ -63,7 +63,7 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
             let _ = record.spawner.signal(libc::SIGKILL);
             record.spawner.wait_end(NOTICED);
         }
-        let state = super::state::document(directory, record, Status::Stopped).to_string();
+        let state = super::state::for_hooks(directory, record, Status::Stopped).to_string();
         if let Some(cgroup) = &cgroup {
             cgroup.remove()?;
         }

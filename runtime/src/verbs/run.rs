@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use rustix::process::{Pid, WaitOptions};
 
 use super::{Create, Run};
+use crate::cgroup::Manager;
 use crate::error::{Context, Error};
 use crate::foreground::{Event, Foreground};
 use crate::state::Root;
@@ -15,7 +16,7 @@ use crate::wire;
 /// # Errors
 ///
 /// Those of `create`, `start` and `delete`.
-pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
+pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
     let Run {
         bundle,
         config,
@@ -56,7 +57,8 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         (None, false) => None,
     };
     if detach {
-        let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+        let (directory, record, launched) =
+            super::create::create(root, &create, manager, bundle, loaded, console)?;
         let spawner = launched.commit_and_start();
         let started = spawner.and_then(|spawner| super::start::started(&directory, &record, &spawner));
         if started.is_err() {
@@ -66,7 +68,8 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         return started.map(|()| 0);
     }
     let mut foreground = Foreground::new()?;
-    let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+    let (directory, record, launched) =
+        super::create::create(root, &create, manager, bundle, loaded, console)?;
     // Its commitment and the request to start are one message.
     let launched = launched.commit_and_start();
     if let Some(proxy) = proxy {

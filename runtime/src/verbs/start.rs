@@ -44,6 +44,6 @@ pub(super) fn started(directory: &Directory, record: &Record, spawner: &OwnedFd)
             });
         }
     }
-    let state = verbs::state::document(directory, record, Status::Running).to_string();
+    let state = verbs::state::for_hooks(directory, record, Status::Running).to_string();
     hooks::run(&record.hooks.poststart, "poststart", &state)
 }

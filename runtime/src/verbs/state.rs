@@ -30,10 +30,15 @@ pub fn run(root: &Root, options: &State, out: &mut dyn Write) -> Result<(), Erro
 
 /// The state document of a container.
 pub(super) fn document(directory: &Directory, record: &Record, status: Status) -> Value {
-    let mut annotations = record.annotations.clone();
+    let mut document = for_hooks(directory, record, status);
     if !record.warnings.is_empty() {
-        annotations.insert(WARNINGS.into(), record.warnings.join("\n"));
+        document["annotations"][WARNINGS] = record.warnings.join("\n").into();
     }
+    document
+}
+
+/// The same for hooks, to whom nothing is added that the bundle does not say.
+pub(super) fn for_hooks(directory: &Directory, record: &Record, status: Status) -> Value {
     let pid = if status == Status::Stopped {
         0
     } else {
@@ -45,6 +50,6 @@ pub(super) fn document(directory: &Directory, record: &Record, status: Status) -
         "status": status.as_str(),
         "pid": pid,
         "bundle": record.bundle,
-        "annotations": annotations,
+        "annotations": record.annotations,
     })
 }
