@@ -44,6 +44,7 @@
 //! the mounter does them in front of it, beneath a descriptor of the root (`resolve`) and with ids that 32-bit ARM gets
 //! right; its seccomp needs a C library. Filters are compiled here (`seccomp`), which costs no start any time.
 
+mod attributes;
 pub mod cgroup;
 pub mod config;
 mod confine;

@@ -47,6 +47,7 @@ enum Verb {
     Kill(verbs::Kill),
     Delete(verbs::Delete),
     Run(verbs::Run),
+    Spec(verbs::Spec),
     Exec(verbs::Exec),
     Pause(verbs::Pause),
     Resume(verbs::Resume),
@@ -74,6 +75,9 @@ const SWITCHES: &[&str] = &[
     "--tty",
     "-t",
     "--detach",
+    "--keep",
+    "--rootless",
+    "--no-new-privs",
     "-d",
     "--quiet",
     "-q",
@@ -139,6 +143,10 @@ fn main() -> ExitCode {
         let _ = writeln!(out, "wherry-runtime version {}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
+    if let Err(line) = check_log(&args) {
+        let _ = writeln!(std::io::stderr(), "wherry-runtime: {line}");
+        return ExitCode::FAILURE;
+    }
     let Some(verb) = args.verb else {
         let _ = writeln!(
             std::io::stderr(),
@@ -147,6 +155,9 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let result = match verb {
+        Verb::Spec(options) => verbs::spec::run(&options)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Monitor(options) => monitor::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Forward(options) => forward::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         verb => {
@@ -182,7 +193,7 @@ fn run(root: &Option<PathBuf>, manager: Manager, verb: Verb, out: &mut dyn Write
         Verb::Ps(options) => verbs::ps::run(&root, &options, out)?,
         Verb::Features(_) => verbs::features::run(out)?,
         // Dispatched before: they have no use for the root directory.
-        Verb::Monitor(_) | Verb::Forward(_) => {}
+        Verb::Monitor(_) | Verb::Forward(_) | Verb::Spec(_) => {}
         Verb::Delete(options) => {
             for line in verbs::delete::run(&root, &options)? {
                 let _ = writeln!(std::io::stderr(), "wherry-runtime: {line}");
@@ -190,6 +201,20 @@ fn run(root: &Option<PathBuf>, manager: Manager, verb: Verb, out: &mut dyn Write
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where errors are to go must be there before there is one.
+fn check_log(args: &Args) -> Result<(), String> {
+    if !matches!(args.log_format.as_str(), "text" | "json") {
+        return Err(format!(
+            "--log-format {:?}: expected text or json",
+            args.log_format
+        ));
+    }
+    let Some(path) = &args.log else { return Ok(()) };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map(drop)
+        .map_err(|e| format!("--log {}: {e}", path.display()))
 }
 
 /// Appends an error to the log, in the form that engines read.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::config::Hooks;
 use crate::error::{Context, Error};
-use crate::launch::Message;
+use crate::launch::{Listener, Message};
 use crate::wire;
 
 /// The format this code writes. A higher one is refused untouched.
@@ -160,6 +160,9 @@ pub(crate) struct Record {
     /// The container's cgroup, where there is one.
     #[serde(default)]
     pub(crate) cgroup: Option<Cgroup>,
+    /// Who answers system calls of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listener: Option<Listener>,
 }
 
 impl Record {

@@ -551,8 +551,8 @@ fn preserved_descriptors_and_no_others() {
         "{}",
         text(&output.stderr)
     );
-    let refused = bundle.call(&["run", "--preserve-fds", "2", "c"]);
-    assert!(text(&refused.stderr).contains("is not open"));
+    let refused = bundle.call(&["run", "--preserve-fds", "5000", "c"]);
+    assert!(text(&refused.stderr).contains("--preserve-fds 5000: expected at most"));
 
     bundle.config["process"]["args"] = json!(["sleep", "1000"]);
     bundle.start();

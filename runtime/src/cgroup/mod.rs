@@ -60,6 +60,49 @@ pub(crate) struct Cgroup {
     made: Vec<PathBuf>,
 }
 
+/// A hierarchy of cgroup v1 as a container is shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// Its directory beneath `/sys/fs/cgroup`.
+    pub(crate) name: String,
+    /// How it is asked for when it is mounted.
+    pub(crate) data: String,
+    /// Where a process is in it.
+    pub(crate) directory: PathBuf,
+}
+
+impl Shown {
+    /// The names of its controllers, where it has several.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.name.split(',').filter(|alias| *alias != self.name)
+    }
+}
+
+/// The hierarchies of cgroup v1 that a process is in and the host has mounted.
+pub(crate) fn legacy_hierarchies(pid: i32) -> Vec<Shown> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut shown = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(data), Some(path)) = (fields.next().filter(|list| !list.is_empty()), fields.next()) else {
+            continue;
+        };
+        let name = data.strip_prefix("name=").unwrap_or(data);
+        let mount = Path::new("/sys/fs/cgroup").join(name);
+        if mount.is_dir() {
+            shown.push(Shown {
+                name: name.to_owned(),
+                data: data.to_owned(),
+                directory: mount.join(path.trim_start_matches('/')),
+            });
+        }
+    }
+    shown
+}
+
+/// Controllers that root's containers are in under cgroup v1, limited or not: `update` and `events` find them there.
+const LEGACY: [&str; 7] = ["cpu", "cpuset", "devices", "freezer", "io", "memory", "pids"];
+
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Manager {
@@ -164,6 +207,9 @@ pub(crate) fn create(
         let mut needed: BTreeSet<&str> = old.settings.iter().map(Setting::controller).collect();
         if cgroup.unified.is_none() {
             needed.insert("freezer");
+            if rustix::process::geteuid().is_root() {
+                needed.extend(LEGACY);
+            }
         }
         for controller in needed.into_iter().filter(|controller| !is_new(controller)) {
             let name = if controller == "io" { "blkio" } else { controller };

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::pty::OpenptFlags;
 
-use super::mounts::{self, Site};
+use super::mounts;
 use super::plan::Plan;
+use super::site::Site;
 use super::{Inherited, options};
 use crate::config::Device;
 use crate::error::{Context, Error};

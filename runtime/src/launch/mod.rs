@@ -1,24 +1,26 @@
 //! The launch: from a checked bundle to an init that waits for `start`. The crate's documentation draws it.
 
 mod devices;
+mod idmap;
 mod mounts;
 mod options;
 mod plan;
 mod prepare;
 mod program;
+mod site;
 mod spawner;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-pub(crate) use options::NAMES as MOUNT_OPTIONS;
-pub(crate) use plan::{Mappings, NAMESPACES, Plan, is_host_root, plan};
+pub(crate) use options::names as mount_options;
+pub(crate) use plan::{Listener, Mappings, NAMESPACES, Plan, check_label, is_host_root, plan};
 pub(crate) use program::Request;
 
 use crate::cgroup::Entry;
@@ -61,6 +63,8 @@ pub(crate) enum Message {
     Exited = b'X',
     /// A terminal's controlling end.
     Terminal = b'T',
+    /// A system call filter's listener.
+    Listener = b'L',
 }
 
 impl Message {
@@ -68,7 +72,7 @@ impl Message {
         use Message::*;
         [
             Error, Warning, Namespaces, Continue, Mapped, Pids, Ready, Commit, Status, Start, Done,
-            SignalAll, Exec, Exited, Terminal,
+            SignalAll, Exec, Exited, Terminal, Listener,
         ]
         .into_iter()
         .find(|message| *message as u8 == kind)
@@ -113,9 +117,16 @@ pub(crate) struct Inherited {
     /// The way into the container's cgroup.
     pub(crate) cgroup: Option<Entry>,
     pub(crate) state: HookState,
+    /// Detached trees to be mounted, by the positions of their mounts; the launch fills them in.
+    pub(crate) trees: Vec<(usize, OwnedFd)>,
 }
 
 impl Inherited {
+    fn tree(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        let found = self.trees.iter().find(|(position, _)| *position == index);
+        found.map(|(_, tree)| tree.as_fd())
+    }
+
     fn tell(&self, message: Message) -> Result<(), Error> {
         wire::send(&self.setup, message as u8, &[], &[]).context(|| "creator")
     }
@@ -132,10 +143,12 @@ impl Inherited {
     /// The new namespaces that the mounter makes. A cgroup namespace has the cgroup of its maker as its root: init makes
     /// it once it is in the container's.
     fn namespaces(&self, plan: &Plan) -> UnshareFlags {
+        // A clone cannot make a time namespace, and its clocks are set before somebody is in it.
+        let new = plan.new - UnshareFlags::NEWTIME;
         if self.cgroup.is_some() {
-            plan.new - UnshareFlags::NEWCGROUP
+            new - UnshareFlags::NEWCGROUP
         } else {
-            plan.new
+            new
         }
     }
 
@@ -205,7 +218,8 @@ pub(crate) fn launch(
     inherit: impl FnOnce(OwnedFd) -> Result<Inherited, Error>,
 ) -> Result<Launched, Error> {
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
-    let inherited = inherit(theirs)?;
+    let mut inherited = inherit(theirs)?;
+    inherited.trees = idmap::prepare(&plan.mounts)?;
     let flags = if plan.joins_user_namespace() {
         UnshareFlags::empty()
     } else {

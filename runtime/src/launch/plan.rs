@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use serde::{Deserialize, Serialize};
 
 use super::mounts::{self, Kind, Mounting, Overlay};
 use super::options;
+use crate::attributes::Domain;
 use crate::cgroup::Resources;
 use crate::config::{Config, Device, Hooks, IdMapping, Process};
-use crate::confine::Credentials;
+use crate::confine::{Credentials, KEEP_GROUPS};
 use crate::error::{Context, Error};
 use crate::policy::{self, Policy};
 use crate::seccomp::Filter;
@@ -23,7 +25,7 @@ use crate::sys;
 const ANNOTATIONS: &[&str] = &["dev.wherry.seccomp", "dev.wherry.landlock", "dev.wherry.ports"];
 
 /// Namespaces that a bundle may name.
-pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 
 /// Most id ranges: the kernel's own limit.
 const MAX_MAPPINGS: usize = 340;
@@ -75,14 +77,33 @@ pub(crate) struct Plan {
     pub(crate) cgroups_path: Option<String>,
     /// Limits of its cgroup.
     pub(crate) resources: Resources,
+    /// Whether the creator is root of the host.
+    pub(crate) host_root: bool,
     /// Guarantees lost and fields not honoured, by name.
     pub(crate) warnings: Vec<String>,
+    /// Execution domain and memory policy of all processes.
+    pub(crate) domain: Domain,
+    /// Clocks of a new time namespace, in the kernel's words.
+    pub(crate) clocks: String,
+    /// Supplementary groups stay the caller's.
+    pub(crate) keep_groups: bool,
+    /// Where the listener of the system call filter is sent.
+    pub(crate) listener: Option<Listener>,
+}
+
+/// Who answers system calls with `SCMP_ACT_NOTIFY`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listener {
+    /// Its socket.
+    pub(crate) path: PathBuf,
+    /// Text for it.
+    pub(crate) metadata: Option<String>,
 }
 
 impl Plan {
     /// Whether the container's user namespace is not the host's first one.
     pub(crate) fn in_user_namespace(&self) -> bool {
-        !is_host_root() || self.new.contains(UnshareFlags::NEWUSER)
+        !self.host_root || self.new.contains(UnshareFlags::NEWUSER)
     }
 
     /// Whether init can be made in the container's cgroup: its maker, the spawner, must be the user who made the cgroup, in
@@ -118,7 +139,11 @@ pub(crate) fn is_host_root() -> bool {
 /// Names the field that is refused.
 pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> Result<Plan, Error> {
     check_annotations(&config)?;
-    let (overlay, mounts) = mounts::plan(&config.mounts, bundle)?;
+    let ids = (
+        config.linux.uid_mappings.as_slice(),
+        config.linux.gid_mappings.as_slice(),
+    );
+    let (overlay, mounts) = mounts::plan(&config.mounts, bundle, ids, &mut warnings)?;
     if config.root.path.is_empty() || config.root.path.contains('\0') {
         return Err(Error::config("root.path", "expected a path"));
     }
@@ -135,6 +160,7 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
                 let rest = name.trim_start_matches("kernel.");
                 (rest.starts_with("msg") || rest.starts_with("shm") || rest == "sem")
                     && own(UnshareFlags::NEWIPC)
+                    || rest == "domainname" && own(UnshareFlags::NEWUTS)
             }
             _ => false,
         };
@@ -153,7 +179,11 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     }
 
     let seccomp_off = config.annotation("dev.wherry.seccomp").is_some();
-    let credentials = Credentials::from_process(&config.process, mappings.as_ref(), &mut warnings)?;
+    let keep_groups = config
+        .annotation(KEEP_GROUPS)
+        .is_some_and(|value| !matches!(value, "" | "0"));
+    let credentials =
+        Credentials::from_process(&config.process, mappings.as_ref(), keep_groups, &mut warnings)?;
     let filter = match &config.linux.seccomp {
         _ if seccomp_off => {
             warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
@@ -197,6 +227,24 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         }
     }
     check_process(&config.process)?;
+    check_labels(&config, &mut warnings)?;
+    let clocks = plan_clocks(&config, namespaces.new.contains(UnshareFlags::NEWTIME))?;
+    let domain = Domain::new(
+        config.linux.personality.as_ref(),
+        config.linux.memory_policy.as_ref(),
+    )?;
+    let listener = config
+        .linux
+        .seccomp
+        .as_ref()
+        .filter(|_| !seccomp_off)
+        .and_then(|profile| {
+            let path = profile.listener_path.as_ref().filter(|path| !path.is_empty())?;
+            Some(Listener {
+                path: path.into(),
+                metadata: profile.listener_metadata.clone(),
+            })
+        });
     if config.process.terminal && own(UnshareFlags::NEWNS) && !mounts.iter().any(|m| m.kind == Kind::Devpts) {
         return Err(Error::config("process.terminal", "needs a devpts mount"));
     }
@@ -226,7 +274,56 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         cgroups_path: config.linux.cgroups_path,
         resources: config.linux.resources.unwrap_or_default(),
         warnings,
+        host_root: is_host_root(),
+        domain,
+        clocks,
+        keep_groups,
+        listener,
     })
+}
+
+/// The offsets of a new time namespace, as the kernel reads them.
+fn plan_clocks(config: &Config, own_time: bool) -> Result<String, Error> {
+    let mut clocks = String::new();
+    for (name, offset) in &config.linux.time_offsets {
+        let field = format!("linux.timeOffsets.{name}");
+        if !matches!(name.as_str(), "monotonic" | "boottime") {
+            return Err(Error::config(field, "expected monotonic or boottime"));
+        }
+        if !own_time {
+            return Err(Error::config(
+                field,
+                "needs a new time namespace in linux.namespaces",
+            ));
+        }
+        clocks += &format!("{name} {} {}\n", offset.secs, offset.nanosecs);
+    }
+    Ok(clocks)
+}
+
+/// Labels are SELinux's: without it there is nothing to label, and with it they are not set.
+fn check_labels(config: &Config, warnings: &mut Vec<String>) -> Result<(), Error> {
+    for (field, label) in [
+        ("process.selinuxLabel", &config.process.selinux_label),
+        ("linux.mountLabel", &config.linux.mount_label),
+    ] {
+        warnings.extend(check_label(field, label.as_deref())?);
+    }
+    Ok(())
+}
+
+/// The warning for a label, where it means nothing.
+pub(crate) fn check_label(field: &str, label: Option<&str>) -> Result<Option<String>, Error> {
+    match label {
+        None | Some("") => Ok(None),
+        Some(_) if Path::new("/sys/fs/selinux/enforce").exists() => Err(Error::config(
+            field,
+            "SELinux is on, and this runtime does not set its labels: remove the field",
+        )),
+        Some(label) => Ok(Some(format!(
+            "{field}: {label:?}: ignored, this kernel has no SELinux on"
+        ))),
+    }
 }
 
 impl Config {
@@ -302,6 +399,7 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
             "network" => UnshareFlags::NEWNET,
             "cgroup" => UnshareFlags::NEWCGROUP,
             "pid" => UnshareFlags::NEWPID,
+            "time" => UnshareFlags::NEWTIME,
             other => {
                 return Err(Error::config(
                     field,
@@ -342,6 +440,7 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
                     UnshareFlags::NEWIPC => LinkNameSpaceType::InterProcessCommunication,
                     UnshareFlags::NEWUTS => LinkNameSpaceType::HostNameAndNISDomainName,
                     UnshareFlags::NEWCGROUP => LinkNameSpaceType::ControlGroup,
+                    UnshareFlags::NEWTIME => LinkNameSpaceType::Time,
                     _ => LinkNameSpaceType::Network,
                 };
                 let position = if flag == UnshareFlags::NEWUSER {
@@ -394,19 +493,25 @@ fn plan_mappings(config: &Config, namespaces: &Namespaces) -> Result<Option<Mapp
         ("linux.uidMappings", &mappings.uids),
         ("linux.gidMappings", &mappings.gids),
     ] {
-        if list.is_empty() || list.len() > MAX_MAPPINGS {
-            return Err(Error::config(
-                field,
-                format!("expected 1 to {MAX_MAPPINGS} ranges, got {}", list.len()),
-            ));
-        }
-        for (index, m) in list.iter().enumerate() {
-            let overflows =
-                m.container_id.checked_add(m.size).is_none() || m.host_id.checked_add(m.size).is_none();
-            if m.size == 0 || overflows {
-                return Err(Error::config(format!("{field}[{index}]"), "not a range of ids"));
-            }
-        }
+        check_mappings(field, list)?;
     }
     Ok(Some(mappings))
+}
+
+/// Checks the ranges of ids of one field.
+pub(super) fn check_mappings(field: &str, list: &[IdMapping]) -> Result<(), Error> {
+    if list.is_empty() || list.len() > MAX_MAPPINGS {
+        return Err(Error::config(
+            field,
+            format!("expected 1 to {MAX_MAPPINGS} ranges, got {}", list.len()),
+        ));
+    }
+    for (index, m) in list.iter().enumerate() {
+        let overflows =
+            m.container_id.checked_add(m.size).is_none() || m.host_id.checked_add(m.size).is_none();
+        if m.size == 0 || overflows {
+            return Err(Error::config(format!("{field}[{index}]"), "not a range of ids"));
+        }
+    }
+    Ok(())
 }

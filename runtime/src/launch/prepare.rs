@@ -4,14 +4,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Gid, Uid};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use super::mounts::{self, Site};
+use super::mounts;
 use super::plan::{Pids, Plan};
+use super::site::{self, Site};
 use super::{Inherited, Message, devices, program, spawner};
 use crate::error::{Context, Error};
 use crate::resolve::{self, Leaf};
@@ -40,6 +41,7 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
 
     // What is forked from here on is undumpable, until it executes a program: nobody can trace it or open its /proc files.
     program::hide(true)?;
+    let outside = enter_time(plan)?;
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     match sys::fork(libc::CLONE_PARENT).context(|| "fork the spawner")? {
         Side::Child => {
@@ -48,6 +50,10 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
         }
         Side::Parent(pid) => {
             drop(theirs);
+            if let Some(outside) = outside {
+                rustix::thread::move_into_link_name_space(outside.as_fd(), Some(LinkNameSpaceType::Time))
+                    .context(|| "time namespace")?;
+            }
             let spawner = Spawning {
                 channel: ours,
                 pid: pid.as_raw_nonzero().get(),
@@ -56,6 +62,23 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
             build(plan, inherited, root.as_fd(), spawner)
         }
     }
+}
+
+/// Makes the container's time namespace, which children are born into. What is returned leads back, for this process's
+/// own: some kernels refuse to share memory across the border.
+fn enter_time(plan: &Plan) -> Result<Option<OwnedFd>, Error> {
+    if !plan.new.contains(UnshareFlags::NEWTIME) {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let outside =
+        rustix::fs::open("/proc/self/ns/time", flags, Mode::empty()).context(|| "time namespace")?;
+    sys::unshare(UnshareFlags::NEWTIME).context(|| "new time namespace")?;
+    if !plan.clocks.is_empty() {
+        std::fs::write("/proc/self/timens_offsets", &plan.clocks)
+            .context(|| format!("config.json: linux.timeOffsets: {}", plan.clocks.trim_end()))?;
+    }
+    Ok(Some(outside))
 }
 
 /// The spawner, which makes init while the mounter mounts.
@@ -100,17 +123,23 @@ fn build(
         own_network: owns(plan, UnshareFlags::NEWNET),
         own_ipc: owns(plan, UnshareFlags::NEWIPC),
         own_pids: !matches!(plan.pids, Pids::Host),
+        own_cgroup: owns(plan, UnshareFlags::NEWCGROUP),
+        host_root: plan.host_root,
+        init: None,
         has_tty_group: has_group(TTY_GROUP)?,
         warnings: Vec::new(),
     };
-    for mounting in &plan.mounts {
-        if mounting.shows_init() && spawner.init()?.is_none() {
-            return Ok(());
+    for (index, mounting) in plan.mounts.iter().enumerate() {
+        if mounting.shows_init() {
+            site.init = spawner.init()?;
+            if site.init.is_none() {
+                return Ok(());
+            }
         }
         if mounting.kind == mounts::Kind::Proc && site.own_pids {
             mount_inside(&mut site, mounting)?;
         } else {
-            site.mount(mounting)?;
+            site.mount(mounting, inherited.tree(index))?;
         }
     }
     let bound_dev = plan
@@ -152,7 +181,7 @@ fn build(
         &inherited.hook_state(init),
     )?;
     if plan.readonly {
-        mounts::remount(root, rustix::mount::MountFlags::RDONLY).context(|| "make the root read-only")?;
+        site::remount(root, rustix::mount::MountFlags::RDONLY).context(|| "make the root read-only")?;
     }
     for warning in &site.warnings {
         wire::send(&inherited.setup, Message::Warning as u8, warning.as_bytes(), &[])
@@ -168,7 +197,7 @@ fn build(
 fn mount_inside(site: &mut Site<'_>, mounting: &mounts::Mounting) -> Result<(), Error> {
     let mut failed = None;
     let mut mount = || {
-        failed = site.mount(mounting).err();
+        failed = site.mount(mounting, None).err();
         u8::from(failed.is_some())
     };
     sys::call_in_child(&mut mount).context(|| "fork in the pid namespace")?;

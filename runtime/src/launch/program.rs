@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use crate::config::{CapabilitySets, Process, User};
 use crate::confine::{self, Credentials};
 use crate::error::{Context, Error};
 use crate::sys::{self, Signals};
-use crate::{hooks, wire};
+use crate::{attributes, hooks, wire};
 
 /// Where programs are looked for when the environment has no PATH, as in other runtimes.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -42,6 +43,7 @@ pub(crate) struct Request {
     pub(crate) terminal: bool,
     pub(crate) console_size: Option<crate::config::ConsoleSize>,
     pub(crate) preserved: u32,
+    pub(crate) no_new_privileges: bool,
 }
 
 impl Request {
@@ -89,7 +91,7 @@ impl Request {
             process.console_size = self.console_size;
         }
         // A guarantee of the container, not of one process: exec can add it, never take it off.
-        process.no_new_privileges |= base.no_new_privileges;
+        process.no_new_privileges |= base.no_new_privileges || self.no_new_privileges;
         if process.apparmor_profile.is_none() {
             process.apparmor_profile.clone_from(&base.apparmor_profile);
         }
@@ -112,7 +114,7 @@ pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, born: b
             sys::exit_now(error.exit_code())
         }
     };
-    let error = become_init(plan, inherited, &program);
+    let error = become_init(plan, inherited, &program, channel.as_fd());
     super::report(channel.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
@@ -172,7 +174,7 @@ pub(super) fn hide(hidden: bool) -> Result<(), Error> {
     rustix::process::set_dumpable_behavior(behavior).context(|| "dumpable")
 }
 
-fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
+fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr, channel: BorrowedFd<'_>) -> Error {
     let prepare = || -> Result<(), Error> {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         hooks::run(
@@ -190,6 +192,7 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
             plan,
             inherited.preserved,
             program,
+            channel,
         ),
         Err(error) => error,
     }
@@ -224,7 +227,9 @@ fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[Ow
             serde_json::from_slice(&text).map_err(|e| Error::Usage(format!("exec: process: {e}")))?;
         let process = request.process(&plan.process)?;
         let mut warnings = Vec::new();
-        let credentials = Credentials::from_process(&process, plan.mappings.as_ref(), &mut warnings)?;
+        let mappings = plan.mappings.as_ref();
+        let credentials = Credentials::from_process(&process, mappings, plan.keep_groups, &mut warnings)?;
+        attributes::set_affinity("initial", credentials.scheduling().initial.as_deref())?;
         if let Some(score) = process
             .oom_score_adj
             .filter(|score| Some(*score) != plan.process.oom_score_adj)
@@ -254,20 +259,28 @@ fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[Ow
     };
     match prepare() {
         Ok((process, credentials, program, preserved)) => {
-            execute(&process, &credentials, plan, preserved, &program)
+            let last = credentials.scheduling().last.as_deref();
+            match attributes::set_affinity("final", last) {
+                Ok(()) => execute(&process, &credentials, plan, preserved, &program, report.as_fd()),
+                Err(error) => error,
+            }
         }
         Err(error) => error,
     }
 }
 
-/// The last steps, the same for init and exec; returns only with an error.
+/// The last steps, the same for init and exec; returns only with an error. A listener of the filter goes to `parent`.
 fn execute(
     process: &Process,
     credentials: &Credentials,
     plan: &Plan,
     preserved: u32,
     program: &CStr,
+    parent: BorrowedFd<'_>,
 ) -> Error {
+    let hand_over = |listener: OwnedFd| {
+        wire::send(parent, Message::Listener as u8, &[], &[listener.as_fd()]).context(|| "seccomp listener")
+    };
     let confine = || -> Result<(Vec<CString>, Vec<CString>), Error> {
         sys::default_signals();
         Signals::new(Some(&[])).block().context(|| "signals")?;
@@ -285,17 +298,63 @@ fn execute(
                 .map_err(|_| Error::config("process", "a zero byte in args or env"))
         };
         let (argv, mut envp) = (strings(&process.args)?, strings(&process.env)?);
+        if inherited_sockets(process) {
+            // Sockets of whoever manages this container: the program checks that they are meant for it.
+            envp.extend(CString::new(format!(
+                "LISTEN_PID={}",
+                rustix::process::getpid().as_raw_nonzero()
+            )));
+        }
         if !process.env.iter().any(|variable| variable.starts_with("HOME=")) {
             envp.extend(CString::new(format!("HOME={}", home(process.user.uid))));
         }
+        own_streams(credentials)?;
         confine::close_descriptors(preserved)?;
-        credentials.assume(plan.filter.as_ref())?;
+        plan.domain.apply()?;
+        credentials.assume(plan.filter.as_ref(), &hand_over)?;
         Ok((argv, envp))
     };
     match confine() {
         Ok((argv, envp)) => program_error(&process.args, sys::execve(program, &argv, &envp)),
         Err(error) => error,
     }
+}
+
+/// Whether the process gets sockets in the way of systemd: `LISTEN_FDS` without the process they are for.
+fn inherited_sockets(process: &Process) -> bool {
+    let has = |name: &str| process.env.iter().any(|variable| variable.starts_with(name));
+    has("LISTEN_FDS=") && !has("LISTEN_PID=")
+}
+
+/// Gives files, pipes and sockets that are the standard streams to the user: a program may open them again by name.
+fn own_streams(credentials: &Credentials) -> Result<(), Error> {
+    let (uid, gid) = credentials.ids();
+    if uid == 0 {
+        return Ok(());
+    }
+    for stream in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let Ok(stat) = rustix::fs::fstat(stream) else {
+            continue;
+        };
+        // A device is shared with others; a terminal was given away when it was made.
+        if stat.st_uid == uid || FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice {
+            continue;
+        }
+        let owner = (
+            rustix::process::Uid::from_raw(uid),
+            rustix::process::Gid::from_raw(gid),
+        );
+        match rustix::fs::fchown(stream, Some(owner.0), Some(owner.1)) {
+            // Of somebody whom this user namespace does not have, or where there are no owners: it stays as it is.
+            Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e).context(|| "standard streams"),
+        }
+    }
+    Ok(())
 }
 
 /// The home directory that the image's /etc/passwd gives a user; `/` if it gives none.

@@ -103,7 +103,10 @@ fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<
         None
     };
     let fds: Vec<BorrowedFd<'_>> = namespace.iter().chain(&cgroups).map(AsFd::as_fd).collect();
-    wire::send(&mounter, Message::Pids as u8, &number, &fds).context(|| "mounter")?;
+    if wire::send(&mounter, Message::Pids as u8, &number, &fds).is_err() {
+        // It failed meanwhile, and tells the creator why. Init ends when this process does.
+        return Ok(());
+    }
     drop(namespace);
     let mut spawner = Spawner {
         plan,
@@ -302,7 +305,9 @@ impl Spawner<'_> {
             }
         }
         // It may have said why before it ended.
-        self.init_spoke();
+        while self.init_channel.is_some() {
+            self.init_spoke();
+        }
         // The kernel has killed what was left in the pid namespace; tell those who wait.
         while !self.clients.iter().all(|client| client.pid.is_none()) {
             match rustix::process::wait(WaitOptions::empty()) {
@@ -347,6 +352,17 @@ impl Spawner<'_> {
             .init_channel
             .as_ref()
             .and_then(|channel| wire::receive(channel).ok().flatten());
+        if let Some(packet) = packet
+            .as_ref()
+            .filter(|packet| packet.kind == Message::Listener as u8)
+        {
+            // It goes on with its program: that is told next.
+            if let Some(client) = &self.starting {
+                let fds: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+                let _ = wire::send(client, packet.kind, &[], &fds);
+            }
+            return;
+        }
         self.init_channel = None;
         if let Some(client) = self.starting.take() {
             let _ = match packet {

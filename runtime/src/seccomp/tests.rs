@@ -236,11 +236,19 @@ fn what_cannot_be_honoured_is_refused_by_field() {
     let cases = [
         (
             r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#.to_owned(),
-            "linux.seccomp.defaultAction",
+            "linux.seccomp.listenerPath",
         ),
         (
             rule(r#""names":["read"],"action":"SCMP_ACT_NOTIFY""#),
-            "linux.seccomp.syscalls[0]",
+            "linux.seccomp.listenerPath",
+        ),
+        (
+            r#"{"defaultAction":"SCMP_ACT_NOTIFY","listenerPath":"/x"}"#.to_owned(),
+            "linux.seccomp",
+        ),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x","syscalls":[{"names":["sendmsg"],"action":"SCMP_ACT_NOTIFY"}]}"#.to_owned(),
+            "linux.seccomp",
         ),
         (
             rule(r#""names":["no_such_call"],"action":"SCMP_ACT_ERRNO""#),

@@ -13,7 +13,10 @@ use crate::config::{self, Config};
 use crate::error::{Context, Error};
 use crate::launch::{self, HookState, Inherited, Launched, Plan};
 use crate::state::{Directory, ProcessId, Record, Root};
-use crate::{cgroup, seal, sys};
+use crate::{cgroup, seal};
+
+/// Most descriptors that a container is given.
+const MAX_PRESERVED: u32 = 4096;
 
 /// Carries out `create`.
 ///
@@ -42,7 +45,7 @@ pub(super) fn create(
     options: &Create,
     manager: Manager,
     bundle: PathBuf,
-    (config, warnings): (Config, Vec<String>),
+    (mut config, warnings): (Config, Vec<String>),
     console: Option<OwnedFd>,
 ) -> Result<(Directory, Record, Launched), Error> {
     if options.no_pivot {
@@ -50,14 +53,7 @@ pub(super) fn create(
             "--no-pivot is not supported: leave it out, or copy the root off the ramfs".into(),
         ));
     }
-    for fd in 3..3i32.saturating_add_unsigned(options.preserve_fds) {
-        if !sys::is_open(fd) {
-            return Err(Error::Usage(format!(
-                "--preserve-fds {}: descriptor {fd} is not open",
-                options.preserve_fds
-            )));
-        }
-    }
+    let preserved = preserve(options.preserve_fds, &mut config)?;
     match (config.process.terminal, &console) {
         (true, None) => return Err(Error::Usage("process.terminal needs --console-socket".into())),
         (false, Some(_)) => return Err(Error::Usage("--console-socket needs process.terminal".into())),
@@ -94,9 +90,10 @@ pub(super) fn create(
                 console,
                 null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                     .context(|| "/dev/null")?,
-                preserved: options.preserve_fds,
+                preserved,
                 cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
                 state,
+                trees: Vec::new(),
             })
         })?;
         record(&directory, options, &plan, launched, |launched| Record {
@@ -109,6 +106,7 @@ pub(super) fn create(
             warnings: created.warnings,
             hooks: plan.hooks.clone(),
             cgroup: created.cgroup,
+            listener: plan.listener.clone(),
         })
     };
     match attempt() {
@@ -122,6 +120,30 @@ pub(super) fn create(
             Err(error)
         }
     }
+}
+
+/// How many descriptors after the standard streams the container gets: those that are asked for, which need not all be
+/// open, and the sockets of an activation by systemd, of which its environment then tells.
+fn preserve(asked: u32, config: &mut Config) -> Result<u32, Error> {
+    let mut preserved = asked;
+    if let Some(count) = std::env::var("LISTEN_FDS").ok().filter(|count| !count.is_empty()) {
+        let number: u32 = count
+            .parse()
+            .map_err(|_| Error::Usage(format!("LISTEN_FDS={count:?}: expected a number")))?;
+        preserved = preserved.max(number);
+        let env = &mut config.process.env;
+        env.retain(|variable| !variable.starts_with("LISTEN_"));
+        env.push(format!("LISTEN_FDS={number}"));
+        if let Ok(names) = std::env::var("LISTEN_FDNAMES") {
+            env.push(format!("LISTEN_FDNAMES={names}"));
+        }
+    }
+    if preserved > MAX_PRESERVED {
+        return Err(Error::Usage(format!(
+            "--preserve-fds {preserved}: expected at most {MAX_PRESERVED}"
+        )));
+    }
+    Ok(preserved)
 }
 
 fn record(

@@ -67,11 +67,7 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
         if let Some(cgroup) = &cgroup {
             cgroup.remove()?;
         }
-        for hook in &record.hooks.poststop {
-            if let Err(error) = hooks::run(std::slice::from_ref(hook), "poststop", &state) {
-                failed.push(error.to_string());
-            }
-        }
+        failed = hooks::run_all(&record.hooks.poststop, "poststop", &state);
     }
     if let (None, Some(cgroup)) = (&record, cgroup) {
         cgroup.remove()?;

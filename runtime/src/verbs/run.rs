@@ -1,5 +1,6 @@
 //! `run`: create, start, wait, delete, in the foreground; with `--detach` create and start.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 
 use rustix::process::{Pid, WaitOptions};
@@ -26,6 +27,7 @@ pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
         no_pivot,
         no_new_keyring,
         detach,
+        keep,
         id,
     } = options;
     let create = Create {
@@ -98,7 +100,11 @@ pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
         })
     });
     drop(foreground);
-    super::delete::delete(&directory, true)?;
+    if !keep || result.is_err() {
+        for line in super::delete::delete(&directory, true)? {
+            let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
+        }
+    }
     while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
     result.map(super::exit_code)
 }

@@ -29,21 +29,40 @@ pub fn run(root: &Root, options: &Start) -> Result<(), Error> {
 fn start(directory: &Directory, record: &Record) -> Result<(), Error> {
     let spawner = directory.connect()?;
     wire::send(&spawner, Message::Start as u8, &[], &[]).context(|| "spawner")?;
-    started(directory, record, &spawner)
+    answered(directory, record, &spawner)?;
+    poststart(directory, record).inspect_err(|_| {
+        // As the specification has it: the container is stopped and its end follows. The first error is the one to tell.
+        let _ = verbs::delete::delete(directory, true);
+    })
 }
 
-/// Waits for the spawner's answer to a request to start, then runs the poststart hooks.
+/// What follows a request to start: its answer, then the poststart hooks.
 pub(super) fn started(directory: &Directory, record: &Record, spawner: &OwnedFd) -> Result<(), Error> {
-    match wire::receive(spawner).context(|| "spawner")? {
-        Some(packet) if packet.kind == Message::Done as u8 => {}
-        Some(packet) => return Err(launch::reported(&packet)),
-        None => {
-            return Err(Error::Launch {
-                code: 1,
-                line: format!("container {}: its spawner died", directory.id),
-            });
-        }
-    }
+    answered(directory, record, spawner)?;
+    poststart(directory, record)
+}
+
+fn poststart(directory: &Directory, record: &Record) -> Result<(), Error> {
     let state = verbs::state::for_hooks(directory, record, Status::Running).to_string();
     hooks::run(&record.hooks.poststart, "poststart", &state)
+}
+
+/// Waits for the spawner's answer to a request to start.
+fn answered(directory: &Directory, record: &Record, spawner: &OwnedFd) -> Result<(), Error> {
+    loop {
+        match wire::receive(spawner).context(|| "spawner")? {
+            Some(packet) if packet.kind == Message::Done as u8 => break,
+            Some(packet) if packet.kind == Message::Listener as u8 => {
+                verbs::send_listener(directory, record, packet, record.init.pid)?;
+            }
+            Some(packet) => return Err(launch::reported(&packet)),
+            None => {
+                return Err(Error::Launch {
+                    code: 1,
+                    line: format!("container {}: its spawner died", directory.id),
+                });
+            }
+        }
+    }
+    Ok(())
 }
