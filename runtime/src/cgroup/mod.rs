@@ -67,7 +67,7 @@ pub(crate) struct Shown {
     pub(crate) name: String,
     /// How it is asked for when it is mounted.
     pub(crate) data: String,
-    /// Where a process is in it.
+    /// Where the container is in it.
     pub(crate) directory: PathBuf,
 }
 
@@ -78,9 +78,10 @@ impl Shown {
     }
 }
 
-/// The hierarchies of cgroup v1 that a process is in and the host has mounted.
-pub(crate) fn legacy_hierarchies(pid: i32) -> Vec<Shown> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+/// The hierarchies of cgroup v1 that the host has mounted, with a container's directories in them; where it has none of
+/// its own it is where its maker is.
+pub(crate) fn legacy_hierarchies(container: &BTreeMap<String, PathBuf>) -> Vec<Shown> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut shown = Vec::new();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -90,10 +91,13 @@ pub(crate) fn legacy_hierarchies(pid: i32) -> Vec<Shown> {
         let name = data.strip_prefix("name=").unwrap_or(data);
         let mount = Path::new("/sys/fs/cgroup").join(name);
         if mount.is_dir() {
+            let own = data.split(',').find_map(|controller| container.get(controller));
             shown.push(Shown {
                 name: name.to_owned(),
                 data: data.to_owned(),
-                directory: mount.join(path.trim_start_matches('/')),
+                directory: own
+                    .cloned()
+                    .unwrap_or_else(|| mount.join(path.trim_start_matches('/'))),
             });
         }
     }

@@ -116,6 +116,8 @@ pub(crate) struct Inherited {
     pub(crate) preserved: u32,
     /// The way into the container's cgroup.
     pub(crate) cgroup: Option<Entry>,
+    /// Its directories in hierarchies of cgroup v1.
+    pub(crate) legacy: BTreeMap<String, PathBuf>,
     pub(crate) state: HookState,
     /// Detached trees to be mounted, by the positions of their mounts; the launch fills them in.
     pub(crate) trees: Vec<(usize, OwnedFd)>,

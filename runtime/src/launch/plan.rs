@@ -171,6 +171,14 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
             ));
         }
     }
+    if let (Some(name), Some(value)) = (&config.domainname, config.linux.sysctl.get("kernel.domainname"))
+        && name != value
+    {
+        return Err(Error::config(
+            "linux.sysctl.kernel.domainname",
+            format!("{value:?}: config.json's domainname is {name:?}"),
+        ));
+    }
     if (config.hostname.is_some() || config.domainname.is_some()) && !own(UnshareFlags::NEWUTS) {
         return Err(Error::config(
             "hostname",

@@ -125,16 +125,13 @@ fn build(
         own_pids: !matches!(plan.pids, Pids::Host),
         own_cgroup: owns(plan, UnshareFlags::NEWCGROUP),
         host_root: plan.host_root,
-        init: None,
+        legacy: &inherited.legacy,
         has_tty_group: has_group(TTY_GROUP)?,
         warnings: Vec::new(),
     };
     for (index, mounting) in plan.mounts.iter().enumerate() {
-        if mounting.shows_init() {
-            site.init = spawner.init()?;
-            if site.init.is_none() {
-                return Ok(());
-            }
+        if mounting.shows_init() && spawner.init()?.is_none() {
+            return Ok(());
         }
         if mounting.kind == mounts::Kind::Proc && site.own_pids {
             mount_inside(&mut site, mounting)?;

@@ -4,6 +4,7 @@
 //! paths of whoever wrote the bundle. All of it happens in the container's user and mount namespace, before its root is
 //! entered, while the host's procfs still names our descriptors.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +27,8 @@ pub(crate) struct Site<'a> {
     pub(crate) own_cgroup: bool,
     /// Whether the creator is root of the host.
     pub(crate) host_root: bool,
-    /// Init, once it exists.
-    pub(crate) init: Option<i32>,
+    /// The container's directories in hierarchies of cgroup v1.
+    pub(crate) legacy: &'a BTreeMap<String, PathBuf>,
     /// Whether group 5 (tty) exists inside.
     pub(crate) has_tty_group: bool,
     /// Guarantees lost on the way.
@@ -131,7 +132,7 @@ impl Site<'_> {
         let data = c"mode=755,size=64k";
         let rest = flags - MountFlags::RDONLY;
         rustix::mount::mount("tmpfs", name(target.as_fd()), "tmpfs", rest, data)?;
-        for hierarchy in cgroup::legacy_hierarchies(self.init.unwrap_or(0)) {
+        for hierarchy in cgroup::legacy_hierarchies(self.legacy) {
             let place = destination.join(&hierarchy.name);
             let target = resolve::make(self.root, &place, Leaf::Directory)?;
             if self.own_cgroup {

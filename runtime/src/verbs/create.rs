@@ -92,6 +92,11 @@ pub(super) fn create(
                     .context(|| "/dev/null")?,
                 preserved,
                 cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
+                legacy: created
+                    .cgroup
+                    .as_ref()
+                    .map(|cgroup| cgroup.legacy.clone())
+                    .unwrap_or_default(),
                 state,
                 trees: Vec::new(),
             })

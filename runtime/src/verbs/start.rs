@@ -1,12 +1,16 @@
 //! `start`: init executes its program.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::Start;
 use crate::error::{Context, Error};
 use crate::launch::{self, Message};
 use crate::state::{Directory, Record, Root, Status};
 use crate::{hooks, verbs, wire};
+
+/// How long a creation that is under way is waited for.
+const CREATION: Duration = Duration::from_secs(10);
 
 /// Carries out `start`.
 ///
@@ -15,7 +19,12 @@ use crate::{hooks, verbs, wire};
 /// If the container is not waiting for it, or its program cannot be executed (126, 127).
 pub fn run(root: &Root, options: &Start) -> Result<(), Error> {
     let directory = root.find(&options.id)?;
-    let record = directory.record()?;
+    let mut record = directory.record()?;
+    if record.is_none() && directory.lock(CREATION)? {
+        // A creation was under way, and is done or given up.
+        directory.unlock()?;
+        record = directory.record()?;
+    }
     match (directory.status(record.as_ref()), record) {
         (Status::Created, Some(record)) => start(&directory, &record),
         (status, _) => Err(Error::Status {
