@@ -117,8 +117,12 @@ pub(crate) fn parent(pid: i32) -> std::io::Result<i32> {
 
 /// The fields of `/proc/PID/stat` after the name, which, in parentheses, may hold anything.
 fn stat_fields(pid: i32) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut text)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("/proc/{pid}/stat"), flags, Mode::empty())?;
+    // One line of fifty numbers and a short name, which the kernel gives at once.
+    let mut buffer = [0u8; 2048];
+    let length = rustix::io::read(&file, &mut buffer)?;
+    let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
     match text.rsplit_once(')') {
         Some((_, rest)) => Ok(rest.to_owned()),
         None => Err(std::io::ErrorKind::InvalidData.into()),
@@ -367,7 +371,7 @@ impl Directory {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             file => std::fs::File::from(file.context(what)?),
         };
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(4096);
         file.take(MAX_RECORD).read_to_end(&mut text).context(what)?;
         #[derive(Deserialize)]
         struct Header {

@@ -26,6 +26,7 @@ pub(crate) use program::Request;
 use crate::cgroup::Entry;
 use crate::config::IdMapping;
 use crate::error::{Context, Error};
+use crate::state::ProcessId;
 use crate::sys::{self, Side};
 use crate::{hooks, wire};
 
@@ -191,8 +192,8 @@ impl HookState {
 
 /// A container that waits for `start`, not yet committed.
 pub(crate) struct Launched {
-    pub(crate) spawner: Pid,
-    pub(crate) init: Pid,
+    pub(crate) spawner: ProcessId,
+    pub(crate) init: ProcessId,
     pub(crate) warnings: Vec<String>,
     setup: OwnedFd,
 }
@@ -263,7 +264,7 @@ pub(crate) fn launch(
     }
 }
 
-type Attended = (Pid, Pid, Vec<String>);
+type Attended = (ProcessId, ProcessId, Vec<String>);
 
 /// The creator's part of the conversation.
 fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Result<Attended, Error> {
@@ -301,7 +302,9 @@ fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Resu
             }
             Some(Message::Pids) => {
                 let pid = |index| packet.number(index).and_then(Pid::from_raw);
-                pids = pid(0).zip(pid(1));
+                if let Some((spawner, init)) = pid(0).zip(pid(1)) {
+                    pids = Some((ProcessId::of(spawner)?, ProcessId::of(init)?));
+                }
             }
             Some(Message::Ready) => {
                 let (spawner, init) =
@@ -391,7 +394,10 @@ fn finish_mapper(program: &str, field: &str, mapper: std::io::Result<Child>) -> 
 /// Names the field that is refused.
 pub fn check(config: &[u8], bundle: &Path) -> Result<Vec<String>, Error> {
     let (config, warnings) = crate::config::parse(config)?;
-    plan(config, warnings, bundle).map(|plan| plan.warnings)
+    let mut plan = plan(config, warnings, bundle)?;
+    let mut warnings = std::mem::take(&mut plan.warnings);
+    plan.compile_filter(&mut warnings)?;
+    Ok(warnings)
 }
 
 /// Whether a mount option is honoured, and not handed to the filesystem.

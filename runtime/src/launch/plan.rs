@@ -14,7 +14,7 @@ use super::mounts::{self, Kind, Mounting, Overlay};
 use super::options;
 use crate::attributes::Domain;
 use crate::cgroup::Resources;
-use crate::config::{Config, Device, Hooks, IdMapping, Process};
+use crate::config::{Config, Device, Hooks, IdMapping, Process, Seccomp};
 use crate::confine::{Credentials, KEEP_GROUPS};
 use crate::error::{Context, Error};
 use crate::policy::{self, Policy};
@@ -70,7 +70,8 @@ pub(crate) struct Plan {
     pub(crate) sysctl: BTreeMap<String, String>,
     pub(crate) process: Process,
     pub(crate) credentials: Credentials,
-    pub(crate) filter: Option<Filter>,
+    /// The system call filter, compiled by who installs it: while the mounts are made.
+    pub(crate) filter: FilterSource,
     pub(crate) policy: Policy,
     pub(crate) hooks: Hooks,
     /// Where its cgroup shall be.
@@ -85,10 +86,23 @@ pub(crate) struct Plan {
     pub(crate) domain: Domain,
     /// Clocks of a new time namespace, in the kernel's words.
     pub(crate) clocks: String,
+    /// Root of the new user namespace is the caller: what it makes belongs to the right user before the ids are mapped.
+    pub(crate) maps_own_root: bool,
     /// Supplementary groups stay the caller's.
     pub(crate) keep_groups: bool,
     /// Where the listener of the system call filter is sent.
     pub(crate) listener: Option<Listener>,
+}
+
+/// Where the system call filter comes from.
+#[derive(Debug)]
+pub(crate) enum FilterSource {
+    /// There is none.
+    None,
+    /// The default one, for the capabilities of the bundle's process.
+    BuiltIn,
+    /// The bundle's.
+    Profile(Seccomp),
 }
 
 /// Who answers system calls with `SCMP_ACT_NOTIFY`.
@@ -101,6 +115,24 @@ pub(crate) struct Listener {
 }
 
 impl Plan {
+    /// Compiles the system call filter.
+    ///
+    /// # Errors
+    ///
+    /// Names the field of the profile that is refused.
+    pub(crate) fn compile_filter(&self, warnings: &mut Vec<String>) -> Result<Option<Filter>, Error> {
+        match &self.filter {
+            FilterSource::None => Ok(None),
+            FilterSource::BuiltIn => Ok(Some(Filter::built_in(self.credentials.bounding()))),
+            FilterSource::Profile(profile) => Filter::compile(profile, warnings).map(Some),
+        }
+    }
+
+    /// Whether mounting can begin before the ids are mapped: nothing is made that belongs to somebody else then.
+    pub(crate) fn begins_unmapped(&self) -> bool {
+        self.maps_own_root && self.overlay.is_none() && self.sysctl.is_empty() && self.clocks.is_empty()
+    }
+
     /// Whether the container's user namespace is not the host's first one.
     pub(crate) fn in_user_namespace(&self) -> bool {
         !self.host_root || self.new.contains(UnshareFlags::NEWUSER)
@@ -192,14 +224,9 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         .is_some_and(|value| !matches!(value, "" | "0"));
     let credentials =
         Credentials::from_process(&config.process, mappings.as_ref(), keep_groups, &mut warnings)?;
-    let filter = match &config.linux.seccomp {
-        _ if seccomp_off => {
-            warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
-            None
-        }
-        Some(profile) => Some(Filter::compile(profile, &mut warnings)?),
-        None => Some(Filter::built_in(credentials.bounding())),
-    };
+    if seccomp_off {
+        warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
+    }
 
     let ports = config
         .annotation("dev.wherry.ports")
@@ -241,6 +268,11 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         config.linux.personality.as_ref(),
         config.linux.memory_policy.as_ref(),
     )?;
+    let maps_own_root = mappings.as_ref().is_some_and(|mappings| {
+        let own = |list: &[IdMapping], id: u32| list.iter().any(|m| m.container_id == 0 && m.host_id == id);
+        own(&mappings.uids, rustix::process::geteuid().as_raw())
+            && own(&mappings.gids, rustix::process::getegid().as_raw())
+    });
     let listener = config
         .linux
         .seccomp
@@ -276,7 +308,12 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         sysctl: config.linux.sysctl,
         process: config.process,
         credentials,
-        filter,
+        filter: match config.linux.seccomp {
+            _ if seccomp_off => FilterSource::None,
+            Some(profile) => FilterSource::Profile(profile),
+            None => FilterSource::BuiltIn,
+        },
+        maps_own_root,
         policy,
         hooks: config.hooks,
         cgroups_path: config.linux.cgroups_path,

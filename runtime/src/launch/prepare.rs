@@ -35,12 +35,18 @@ pub(super) fn run(plan: &Plan, inherited: &Inherited) -> ! {
 }
 
 fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
+    let mut gate = Gate {
+        plan,
+        inherited,
+        passed: false,
+    };
     enter_namespaces(plan, inherited)?;
+    if !plan.begins_unmapped() {
+        gate.pass()?;
+    }
     mounts::isolate(plan.propagation).context(|| "make the mount tree private")?;
     let root = mounts::mount_root(&plan.rootfs, plan.overlay.as_ref(), plan.in_user_namespace())?;
 
-    // What is forked from here on is undumpable, until it executes a program: nobody can trace it or open its /proc files.
-    program::hide(true)?;
     let outside = enter_time(plan)?;
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     match sys::fork(libc::CLONE_PARENT).context(|| "fork the spawner")? {
@@ -59,7 +65,7 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
                 pid: pid.as_raw_nonzero().get(),
                 init: None,
             };
-            build(plan, inherited, root.as_fd(), spawner)
+            build(plan, inherited, root.as_fd(), spawner, gate)
         }
     }
 }
@@ -91,15 +97,17 @@ struct Spawning {
 impl Spawning {
     /// Init's process id, once it exists; this process is in its cgroup namespace then, and its children are in its pid
     /// namespace. `None`: the spawner failed, and has told the creator why.
-    fn init(&mut self) -> Result<Option<i32>, Error> {
+    fn init(&mut self, inherited: &Inherited) -> Result<Option<i32>, Error> {
         if self.init.is_none() {
             let Some(packet) = wire::receive(&self.channel).context(|| "spawner")? else {
                 return Ok(None);
             };
             self.init = packet.number(0);
-            if self.init.is_none() {
+            let Some(init) = self.init else {
                 return Err(Error::Corrupt("spawner: a malformed packet".into()));
-            }
+            };
+            let pids = [self.pid, init];
+            wire::send_numbers(&inherited.setup, Message::Pids as u8, &pids).context(|| "creator")?;
             // Of the pid namespace only children become members; of the cgroup namespace its root is what matters, for
             // mounts.
             for namespace in &packet.fds {
@@ -117,6 +125,7 @@ fn build(
     inherited: &Inherited,
     root: BorrowedFd<'_>,
     mut spawner: Spawning,
+    mut gate: Gate<'_>,
 ) -> Result<(), Error> {
     let mut site = Site {
         root,
@@ -126,12 +135,18 @@ fn build(
         own_cgroup: owns(plan, UnshareFlags::NEWCGROUP),
         host_root: plan.host_root,
         legacy: &inherited.legacy,
-        has_tty_group: has_group(TTY_GROUP)?,
+        has_tty_group: false,
         warnings: Vec::new(),
     };
     for (index, mounting) in plan.mounts.iter().enumerate() {
-        if mounting.shows_init() && spawner.init()?.is_none() {
+        if !gate.passed && !site.can_mount_unmapped(mounting) {
+            gate.pass()?;
+        }
+        if mounting.shows_init() && spawner.init(inherited)?.is_none() {
             return Ok(());
+        }
+        if mounting.kind == mounts::Kind::Devpts {
+            site.has_tty_group = has_group(TTY_GROUP)?;
         }
         if mounting.kind == mounts::Kind::Proc && site.own_pids {
             mount_inside(&mut site, mounting)?;
@@ -139,6 +154,7 @@ fn build(
             site.mount(mounting, inherited.tree(index))?;
         }
     }
+    gate.pass()?;
     let bound_dev = plan
         .mounts
         .iter()
@@ -164,7 +180,7 @@ fn build(
         }
     }
 
-    let Some(init) = spawner.init()? else {
+    let Some(init) = spawner.init(inherited)? else {
         return Ok(());
     };
     let pids = [spawner.pid, init];
@@ -185,7 +201,6 @@ fn build(
             .context(|| "creator")?;
     }
     enter_root(plan, root)?;
-    wire::send_numbers(&inherited.setup, Message::Pids as u8, &pids).context(|| "creator")?;
     let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
     wire::send(&spawner.channel, Message::Continue as u8, &[], &terminal).context(|| "spawner")
 }
@@ -237,29 +252,48 @@ fn enter_namespaces(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
     if let Some(name) = &plan.domainname {
         sys::setdomainname(name.as_bytes()).context(|| format!("config.json: domainname: {name:?}"))?;
     }
-    inherited.await_message(Message::Mapped)?;
-    if plan.in_user_namespace() {
-        // Root inside, if there is one; otherwise the one id that is mapped, with the same capabilities.
-        for result in [
-            rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT),
-            rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT),
-        ] {
-            match result {
-                Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
-                Err(e) => return Err(e).context(|| "become root of the user namespace"),
-            }
-        }
-    }
     if let Some(score) = plan.process.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string())
             .context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
     rustix::process::umask(Mode::empty());
-    for (name, value) in &plan.sysctl {
-        std::fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
-            .context(|| format!("config.json: linux.sysctl.{name}"))?;
-    }
     Ok(())
+}
+
+/// Before it nothing is done that needs the ids of the user namespace: they are mapped meanwhile, for a range by two
+/// programs that take longer than most of the mounting.
+struct Gate<'a> {
+    plan: &'a Plan,
+    inherited: &'a Inherited,
+    passed: bool,
+}
+
+impl Gate<'_> {
+    fn pass(&mut self) -> Result<(), Error> {
+        if self.passed {
+            return Ok(());
+        }
+        self.passed = true;
+        self.inherited.await_message(Message::Mapped)?;
+        if self.plan.in_user_namespace() {
+            // Root inside, if there is one; otherwise the one id that is mapped, with the same capabilities.
+            for result in [
+                rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT),
+                rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT),
+            ] {
+                match result {
+                    Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+                    Err(e) => return Err(e).context(|| "become root of the user namespace"),
+                }
+            }
+        }
+        for (name, value) in &self.plan.sysctl {
+            std::fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
+                .context(|| format!("config.json: linux.sysctl.{name}"))?;
+        }
+        // Not before: newuidmap maps the ids of its caller's processes, and what cannot be traced is nobody's.
+        program::hide(true)
+    }
 }
 
 /// Enters the root for every process of this mount namespace, and lets go of the host's tree.

@@ -20,6 +20,7 @@ use super::{Inherited, Message};
 use crate::config::{CapabilitySets, Process, User};
 use crate::confine::{self, Credentials};
 use crate::error::{Context, Error};
+use crate::seccomp::Filter;
 use crate::sys::{self, Signals};
 use crate::{attributes, hooks, wire};
 
@@ -104,8 +105,13 @@ impl Request {
 ///
 /// `born` says that the kernel made it in the container's cgroup.
 pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, born: bool) -> ! {
+    let mut filter = None;
     let started = enter_cgroup(plan, inherited, &channel, born)
-        .and_then(|()| wait_for_start(plan, inherited, &channel));
+        .and_then(|()| prepare_filter(plan, inherited))
+        .and_then(|compiled| {
+            filter = compiled;
+            wait_for_start(plan, inherited, &channel)
+        });
     let program = match started {
         Ok(Some(program)) => program,
         Ok(None) => sys::exit_now(1),
@@ -114,7 +120,7 @@ pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, born: b
             sys::exit_now(error.exit_code())
         }
     };
-    let error = become_init(plan, inherited, &program, channel.as_fd());
+    let error = become_init(plan, inherited, &program, channel.as_fd(), filter.as_ref());
     super::report(channel.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
@@ -132,6 +138,17 @@ fn enter_cgroup(plan: &Plan, inherited: &Inherited, channel: &OwnedFd, born: boo
         wire::send(channel, Message::Namespaces as u8, &[], &[namespace.as_fd()]).context(what)?;
     }
     Ok(())
+}
+
+/// Compiles the filter while others mount.
+fn prepare_filter(plan: &Plan, inherited: &Inherited) -> Result<Option<Filter>, Error> {
+    let mut warnings = Vec::new();
+    let filter = plan.compile_filter(&mut warnings)?;
+    for warning in warnings {
+        wire::send(&inherited.setup, Message::Warning as u8, warning.as_bytes(), &[])
+            .context(|| "creator")?;
+    }
+    Ok(filter)
 }
 
 fn wait_for_start(plan: &Plan, inherited: &Inherited, channel: &OwnedFd) -> Result<Option<CString>, Error> {
@@ -174,7 +191,13 @@ pub(super) fn hide(hidden: bool) -> Result<(), Error> {
     rustix::process::set_dumpable_behavior(behavior).context(|| "dumpable")
 }
 
-fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr, channel: BorrowedFd<'_>) -> Error {
+fn become_init(
+    plan: &Plan,
+    inherited: &Inherited,
+    program: &CStr,
+    channel: BorrowedFd<'_>,
+    filter: Option<&Filter>,
+) -> Error {
     let prepare = || -> Result<(), Error> {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         hooks::run(
@@ -193,6 +216,7 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr, channel: Borr
             inherited.preserved,
             program,
             channel,
+            filter,
         ),
         Err(error) => error,
     }
@@ -201,21 +225,27 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr, channel: Borr
 /// A process of `exec`, in a fork of the spawner. `fds` are those of the request.
 ///
 /// `entered` is how it got into the cgroup.
-pub(super) fn exec(plan: &Plan, fds: Vec<OwnedFd>, entered: Result<(), Error>) -> ! {
+pub(super) fn exec(plan: &Plan, filter: Option<&Filter>, fds: Vec<OwnedFd>, entered: Result<(), Error>) -> ! {
     let mut fds = fds.into_iter();
     let (Some(request), Some(report)) = (fds.next(), fds.next()) else {
         sys::exit_now(1)
     };
     let streams: Vec<OwnedFd> = fds.collect();
     let error = match entered {
-        Ok(()) => become_program(plan, request, &report, &streams),
+        Ok(()) => become_program(plan, filter, request, &report, &streams),
         Err(error) => error,
     };
     super::report(report.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
 
-fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[OwnedFd]) -> Error {
+fn become_program(
+    plan: &Plan,
+    filter: Option<&Filter>,
+    request: OwnedFd,
+    report: &OwnedFd,
+    streams: &[OwnedFd],
+) -> Error {
     let prepare = || -> Result<(Process, Credentials, CString, u32), Error> {
         let mut text = Vec::new();
         let mut file = std::fs::File::from(request);
@@ -261,7 +291,15 @@ fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[Ow
         Ok((process, credentials, program, preserved)) => {
             let last = credentials.scheduling().last.as_deref();
             match attributes::set_affinity("final", last) {
-                Ok(()) => execute(&process, &credentials, plan, preserved, &program, report.as_fd()),
+                Ok(()) => execute(
+                    &process,
+                    &credentials,
+                    plan,
+                    preserved,
+                    &program,
+                    report.as_fd(),
+                    filter,
+                ),
                 Err(error) => error,
             }
         }
@@ -277,6 +315,7 @@ fn execute(
     preserved: u32,
     program: &CStr,
     parent: BorrowedFd<'_>,
+    filter: Option<&Filter>,
 ) -> Error {
     let hand_over = |listener: OwnedFd| {
         wire::send(parent, Message::Listener as u8, &[], &[listener.as_fd()]).context(|| "seccomp listener")
@@ -311,7 +350,7 @@ fn execute(
         own_streams(credentials)?;
         confine::close_descriptors(preserved)?;
         plan.domain.apply()?;
-        credentials.assume(plan.filter.as_ref(), &hand_over)?;
+        credentials.assume(filter, &hand_over)?;
         Ok((argv, envp))
     };
     match confine() {

@@ -36,6 +36,19 @@ pub(crate) struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// Whether a mount makes nothing that has an owner, so that it can go before the ids are mapped.
+    pub(crate) fn can_mount_unmapped(&self, mounting: &Mounting) -> bool {
+        let plain = match mounting.kind {
+            Kind::Proc => self.own_pids,
+            Kind::Tmpfs => {
+                let owned = |option: &String| option.starts_with("uid=") || option.starts_with("gid=");
+                !mounting.options.copy_up && !mounting.options.data.iter().any(owned)
+            }
+            _ => false,
+        };
+        plain && resolve::open(self.root, &mounting.destination).is_ok()
+    }
+
     /// Carries out one mount. `tree` is a source that is prepared already: a detached one with ids mapped.
     pub(crate) fn mount(&mut self, mounting: &Mounting, tree: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         let field = &mounting.field;

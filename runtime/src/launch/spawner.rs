@@ -26,6 +26,7 @@ use super::plan::{Pids, Plan};
 use super::{Inherited, Message, program};
 use crate::cgroup::Entry;
 use crate::error::{Context, Error};
+use crate::seccomp::Filter;
 use crate::sys::{self, Side, Signals};
 use crate::{confine, wire};
 
@@ -45,6 +46,7 @@ pub(super) fn run(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: Bo
 }
 
 fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<'_>) -> Result<(), Error> {
+    program::hide(true)?;
     let stdio = [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -59,10 +61,6 @@ fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<
         }
         Pids::Host => {}
     }
-    // In the creator's user namespace this is whoever may ask for something later, as this process sees it.
-    let owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
-        .context(|| "creator")?
-        .uid;
     let children = Signals::new(Some(&[libc::SIGCHLD]));
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     let entry = inherited.cgroup.as_ref();
@@ -110,7 +108,8 @@ fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<
     drop(namespace);
     let mut spawner = Spawner {
         plan,
-        owner,
+        owner: rustix::process::Uid::ROOT,
+        filter: None,
         listener: inherited.listener.as_fd(),
         entry,
         cgroups,
@@ -161,6 +160,8 @@ struct Client {
 struct Spawner<'a> {
     plan: &'a Plan,
     owner: rustix::process::Uid,
+    /// The system call filter of processes of `exec`, once one was asked for.
+    filter: Option<Option<Filter>>,
     listener: BorrowedFd<'a>,
     entry: Option<&'a Entry>,
     /// The container's cgroup namespace.
@@ -180,10 +181,15 @@ impl Spawner<'_> {
     /// Waits for the mounter and then for the creator to have recorded the container.
     fn hand_over(&mut self, inherited: &Inherited, mounter: OwnedFd) -> Result<(), Error> {
         let lost = || Error::Corrupt("the launch was given up".into());
-        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
         let packet = wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
         drop(mounter);
+        // In the creator's user namespace this is whoever may ask for something later, as this process sees it now that
+        // the ids are mapped.
+        self.owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
+            .context(|| "creator")?
+            .uid;
         let terminal: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
         wire::send(channel, Message::Continue as u8, &[], &terminal).context(|| "init")?;
         drop(packet);
         // Init reports to the creator by itself; the creator answers here.
@@ -440,8 +446,12 @@ impl Spawner<'_> {
         }
     }
 
-    fn exec(&self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
+    fn exec(&mut self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
         let bound = packet.number(0) == Some(1);
+        if self.filter.is_none() {
+            // What it warns of is known from init's.
+            self.filter = Some(self.plan.compile_filter(&mut Vec::new())?);
+        }
         let (side, born) = fork_into(self.entry, 0).context(|| "exec: fork")?;
         match side {
             Side::Parent(pid) => Ok((pid, bound)),
@@ -453,7 +463,8 @@ impl Spawner<'_> {
                             .context(|| "exec: join the cgroup namespace")
                     })
                 };
-                program::exec(self.plan, packet.fds, enter())
+                let filter = self.filter.as_ref().and_then(Option::as_ref);
+                program::exec(self.plan, filter, packet.fds, enter())
             }
         }
     }

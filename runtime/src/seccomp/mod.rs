@@ -197,10 +197,11 @@ fn compile(
 ) -> Vec<Instruction> {
     let mut sections = Vec::new();
     for architecture in Architecture::NATIVE {
-        let mut list = Vec::new();
+        let mut list = Vec::with_capacity(512);
         rules(*architecture, &mut list);
+        // Those of one call in the profile's order.
         list.sort_by_key(|(number, _)| *number);
-        let mut decisions: Vec<(u32, Decision)> = Vec::new();
+        let mut decisions: Vec<(u32, Decision)> = Vec::with_capacity(list.len());
         for chunk in list.chunk_by(|a, b| a.0 == b.0) {
             let Some((number, _)) = chunk.first() else {
                 continue;

@@ -159,7 +159,7 @@ fn record(
     make: impl FnOnce((ProcessId, ProcessId)) -> Record,
 ) -> Result<(Record, Launched), Error> {
     let write = || -> Result<Record, Error> {
-        let mut record = make((ProcessId::of(launched.init)?, ProcessId::of(launched.spawner)?));
+        let mut record = make((launched.init, launched.spawner));
         let warnings = plan.warnings.iter().chain(&launched.warnings);
         record.warnings.extend(warnings.cloned());
         directory.write(&record)?;
@@ -189,8 +189,9 @@ fn record(
 pub(super) fn load(bundle: &Path, other: Option<&Path>) -> Result<(Config, Vec<String>), Error> {
     let path = other.map_or_else(|| bundle.join("config.json"), Path::to_owned);
     let what = || path.display().to_string();
-    let mut text = Vec::new();
     let file = std::fs::File::open(&path).context(what)?;
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut text = Vec::with_capacity(length.min(config::MAX_BYTES) as usize + 1);
     file.take(config::MAX_BYTES + 1)
         .read_to_end(&mut text)
         .context(what)?;

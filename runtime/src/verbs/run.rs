@@ -101,7 +101,11 @@ pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
     });
     drop(foreground);
     if !keep || result.is_err() {
-        for line in super::delete::delete(&directory, true)? {
+        let lines = match &result {
+            Ok(_) => super::delete::finish(&directory, &record)?,
+            Err(_) => super::delete::delete(&directory, true)?,
+        };
+        for line in lines {
             let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
         }
     }
