@@ -321,7 +321,9 @@ fn hostile_bundles_are_refused_by_field_and_leave_nothing() {
         ("process.args", |c, _| c["process"]["args"] = json!([])),
         ("process.cwd", |c, _| c["process"]["cwd"] = json!("relative")),
         ("process", |c, _| c["process"]["env"] = json!(["A=\0"])),
-        ("process.later", |c, _| c["process"]["later"] = json!("x")),
+        ("linux.netDevices", |c, _| {
+            c["linux"]["netDevices"] = json!({"eth0": {"name": "x"}})
+        }),
         ("process.capabilities.bounding", |c, _| {
             c["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"])
         }),

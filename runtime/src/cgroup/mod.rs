@@ -104,6 +104,23 @@ pub(crate) fn legacy_hierarchies(container: &BTreeMap<String, PathBuf>) -> Vec<S
     shown
 }
 
+/// Thaws a process that somebody moved into another frozen cgroup of v1, where it would not even die.
+pub(crate) fn thaw(pid: i32) {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+        return;
+    };
+    let path = text.lines().find_map(|line| line.split_once(":freezer:"));
+    if let Some((_, path)) = path.filter(|(_, path)| !path.starts_with("/..")) {
+        let file = Path::new("/sys/fs/cgroup/freezer")
+            .join(path.trim_start_matches('/'))
+            .join("freezer.state");
+        if read(&file).is_ok_and(|state| state.trim() != "THAWED") {
+            // Where it may not be done it is told by what follows: the process does not end.
+            let _ = write(&file, "THAWED");
+        }
+    }
+}
+
 /// Controllers that root's containers are in under cgroup v1, limited or not: `update` and `events` find them there.
 const LEGACY: [&str; 7] = ["cpu", "cpuset", "devices", "freezer", "io", "memory", "pids"];
 

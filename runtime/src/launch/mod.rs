@@ -20,7 +20,9 @@ use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 pub(crate) use options::names as mount_options;
-pub(crate) use plan::{Listener, Mappings, NAMESPACES, Plan, check_label, is_host_root, plan};
+pub(crate) use plan::{
+    Listener, Mappings, NAMESPACES, Plan, check_apparmor, check_label, is_host_root, plan,
+};
 pub(crate) use program::Request;
 
 use crate::cgroup::Entry;

@@ -82,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) host_root: bool,
     /// Guarantees lost and fields not honoured, by name.
     pub(crate) warnings: Vec<String>,
+    /// Whether AppArmor can be asked to confine.
+    pub(crate) has_apparmor: bool,
     /// Execution domain and memory policy of all processes.
     pub(crate) domain: Domain,
     /// Clocks of a new time namespace, in the kernel's words.
@@ -263,6 +265,7 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     }
     check_process(&config.process)?;
     check_labels(&config, &mut warnings)?;
+    warnings.extend(check_apparmor(config.process.apparmor_profile.as_deref()));
     let clocks = plan_clocks(&config, namespaces.new.contains(UnshareFlags::NEWTIME))?;
     let domain = Domain::new(
         config.linux.personality.as_ref(),
@@ -320,6 +323,7 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         resources: config.linux.resources.unwrap_or_default(),
         warnings,
         host_root: is_host_root(),
+        has_apparmor: has_apparmor(),
         domain,
         clocks,
         keep_groups,
@@ -344,6 +348,19 @@ fn plan_clocks(config: &Config, own_time: bool) -> Result<String, Error> {
         clocks += &format!("{name} {} {}\n", offset.secs, offset.nanosecs);
     }
     Ok(clocks)
+}
+
+/// Whether this kernel has AppArmor on.
+fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
+/// The warning for a profile of AppArmor, where there is none.
+pub(crate) fn check_apparmor(profile: Option<&str>) -> Option<String> {
+    let profile = profile.filter(|profile| !profile.is_empty() && !has_apparmor())?;
+    Some(format!(
+        "process.apparmorProfile: {profile:?}: not enforced, this kernel has no AppArmor on"
+    ))
 }
 
 /// Labels are SELinux's: without it there is nothing to label, and with it they are not set.

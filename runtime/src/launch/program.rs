@@ -326,7 +326,7 @@ fn execute(
         if let Some(profile) = process
             .apparmor_profile
             .as_deref()
-            .filter(|profile| !profile.is_empty())
+            .filter(|profile| !profile.is_empty() && plan.has_apparmor)
         {
             confine::set_apparmor(profile)?;
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Delete;
 use crate::error::Error;
-use crate::hooks;
 use crate::state::{Directory, Record, Root, Status};
+use crate::{cgroup, hooks};
 
 /// How long a killed init may take, which ends when the last process of its pid namespace has; and a creation.
 const KILLED: Duration = Duration::from_secs(10);
@@ -111,6 +111,7 @@ fn kill(directory: &Directory, record: &Record) -> Result<(), Error> {
         // In cgroup v1 a frozen process does not even die.
         cgroup.freeze(false)?;
     }
+    cgroup::thaw(record.init.pid);
     if record.init.wait_end(KILLED) {
         return Ok(());
     }

@@ -212,11 +212,12 @@ fn request(options: &Exec) -> Result<Request, Error> {
             if let Some(line) = launch::check_label("process.selinuxLabel", label)? {
                 let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
             }
-            if let Some(field) = ignored.first() {
-                return Err(Error::Usage(format!(
-                    "{}: {field}: not supported by this runtime",
-                    what()
-                )));
+            if let Some(line) = launch::check_apparmor(process.apparmor_profile.as_deref()) {
+                let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
+            }
+            // There is no state to repeat it: it is told here.
+            for line in ignored {
+                let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {}: {line}", what());
             }
             Some(process)
         }
