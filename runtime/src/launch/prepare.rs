@@ -57,8 +57,12 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
         Side::Parent(pid) => {
             drop(theirs);
             if let Some(outside) = outside {
-                rustix::thread::move_into_link_name_space(outside.as_fd(), Some(LinkNameSpaceType::Time))
-                    .context(|| "time namespace")?;
+                let time = Some(LinkNameSpaceType::Time);
+                match rustix::thread::move_into_link_name_space(outside.as_fd(), time) {
+                    // The host's, of an ordinary user: kernels from 5.19 on do not mind.
+                    Ok(()) | Err(Errno::PERM) => {}
+                    Err(e) => return Err(e).context(|| "time namespace"),
+                }
             }
             let spawner = Spawning {
                 channel: ours,
@@ -155,6 +159,9 @@ fn build(
         }
     }
     gate.pass()?;
+    // Nobody may trace this process or open its /proc files from here on. Not before: newuidmap maps the ids of its
+    // caller's processes, and one that cannot be traced is nobody's.
+    program::hide(true)?;
     let bound_dev = plan
         .mounts
         .iter()
@@ -288,11 +295,16 @@ impl Gate<'_> {
             }
         }
         for (name, value) in &self.plan.sysctl {
+            if name == "kernel.domainname" {
+                // The file is the host's root's, also where the name is this namespace's.
+                sys::setdomainname(value.as_bytes())
+                    .context(|| format!("config.json: linux.sysctl.{name}"))?;
+                continue;
+            }
             std::fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
                 .context(|| format!("config.json: linux.sysctl.{name}"))?;
         }
-        // Not before: newuidmap maps the ids of its caller's processes, and what cannot be traced is nobody's.
-        program::hide(true)
+        Ok(())
     }
 }
 

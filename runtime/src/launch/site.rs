@@ -69,8 +69,13 @@ impl Site<'_> {
             Kind::Remount => {
                 let target = resolve::open(self.root, destination).context(what)?;
                 let data = text(&options.data.join(","))?;
-                let flags = options.flags.set;
-                return rustix::mount::mount_remount(name(target.as_fd()), flags, data.as_c_str())
+                let changed = if options.bind.is_some() {
+                    change(target.as_fd(), options.flags)
+                } else {
+                    let flags = options.flags.set;
+                    rustix::mount::mount_remount(name(target.as_fd()), flags, data.as_c_str())
+                };
+                return changed
                     .context(what)
                     .and_then(|()| self.finish(destination, options).context(what));
             }
