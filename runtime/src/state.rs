@@ -389,6 +389,17 @@ impl Directory {
         serde_json::from_slice(&text).map_err(damaged).map(Some)
     }
 
+    /// As [`Self::record`], after a creation that is under way is done or given up, which `patience` bounds.
+    pub(crate) fn settled_record(&self, patience: Duration) -> Result<Option<Record>, Error> {
+        match self.record()? {
+            None if self.lock(patience)? => {
+                self.unlock()?;
+                self.record()
+            }
+            record => Ok(record),
+        }
+    }
+
     /// Writes down where the container's cgroup is about to be, for whoever cleans up after a killed creation.
     pub(crate) fn write_cgroup(&self, cgroup: &Cgroup) -> Result<(), Error> {
         let what = || self.path.join("cgroup").display().to_string();

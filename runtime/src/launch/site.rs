@@ -292,7 +292,7 @@ fn change(top: BorrowedFd<'_>, change: Change) -> rustix::io::Result<()> {
     if change.set.is_empty() && !kept.intersects(change.clear) {
         return Ok(());
     }
-    let wanted = kept - change.clear | change.set;
+    let wanted = (kept - change.clear) | change.set;
     match remount(wanted) {
         Err(Errno::PERM) if wanted != kept | change.set => remount(kept | change.set),
         result => result,
@@ -327,7 +327,7 @@ fn change_tree(top: BorrowedFd<'_>, asked: Change) -> rustix::io::Result<()> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
             for path in mounts_beneath(top)? {
                 let mount = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-                let wanted = kept(mount.as_fd())? - asked.clear | asked.set;
+                let wanted = (kept(mount.as_fd())? - asked.clear) | asked.set;
                 rustix::mount::mount_remount(name(mount.as_fd()), wanted | MountFlags::BIND, c"")?;
             }
             Ok(())

@@ -19,12 +19,7 @@ const CREATION: Duration = Duration::from_secs(10);
 /// If the container is not waiting for it, or its program cannot be executed (126, 127).
 pub fn run(root: &Root, options: &Start) -> Result<(), Error> {
     let directory = root.find(&options.id)?;
-    let mut record = directory.record()?;
-    if record.is_none() && directory.lock(CREATION)? {
-        // A creation was under way, and is done or given up.
-        directory.unlock()?;
-        record = directory.record()?;
-    }
+    let record = directory.settled_record(CREATION)?;
     match (directory.status(record.as_ref()), record) {
         (Status::Created, Some(record)) => start(&directory, &record),
         (status, _) => Err(Error::Status {

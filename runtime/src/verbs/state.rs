@@ -1,6 +1,7 @@
 //! `state`: the OCI state document.
 
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,10 @@ use crate::state::{Directory, Record, Root, Status};
 /// The annotation under which `state` names guarantees lost and fields not honoured, one a line.
 pub const WARNINGS: &str = "dev.wherry.warnings";
 
+/// How long a creation that is under way is waited for: what follows it is what is asked. A hook of that very creation
+/// asks in vain.
+const CREATION: Duration = Duration::from_millis(500);
+
 /// Carries out `state`.
 ///
 /// # Errors
@@ -18,7 +23,7 @@ pub const WARNINGS: &str = "dev.wherry.warnings";
 /// If there is no such container.
 pub fn run(root: &Root, options: &State, out: &mut dyn Write) -> Result<(), Error> {
     let directory = root.find(&options.id)?;
-    let record = directory.record()?;
+    let record = directory.settled_record(CREATION)?;
     let status = directory.status(record.as_ref());
     let document = match &record {
         Some(record) => document(&directory, record, status),
