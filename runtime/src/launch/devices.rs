@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 use rustix::pty::OpenptFlags;
 
 use super::mounts;
 use super::plan::Plan;
 use super::site::Site;
-use super::{Inherited, options};
+use super::{Inherited, nodes, options};
 use crate::config::Device;
 use crate::error::{Context, Error};
 use crate::resolve::{self, Leaf};
@@ -34,13 +35,14 @@ pub(super) fn open_host(path: &str) -> Result<OwnedFd, Error> {
 }
 
 /// Makes the devices and links of a container.
-pub(super) fn make(site: &mut Site<'_>, plan: &Plan) -> Result<(), Error> {
+pub(super) fn make(site: &mut Site<'_>, plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
     let no_options = options::parse(&[]).map_err(Error::Usage)?;
     for device in DEVICES {
         let source = open_host(&format!("/dev/{device}"))?;
         site.bind(source.as_fd(), &Path::new("dev").join(device), false, &no_options)
             .context(|| format!("device /dev/{device}"))?;
     }
+    let ready = Ready::attach(site, inherited)?;
     for (index, device) in plan.devices.iter().enumerate() {
         let field = format!("linux.devices[{index}]");
         if is_default(device) {
@@ -54,7 +56,15 @@ pub(super) fn make(site: &mut Site<'_>, plan: &Plan) -> Result<(), Error> {
                 Err(e) => return Err(e).context(|| format!("config.json: {field}: {}", device.path)),
             }
         }
-        bind_node(site, device, &field)?;
+        match ready.as_ref().and_then(|ready| ready.node(index)) {
+            Some(node) => site
+                .bind(node.as_fd(), &resolve::clean(&device.path), false, &no_options)
+                .context(|| format!("config.json: {field}: {}", device.path))?,
+            None => bind_node(site, device, &field)?,
+        }
+    }
+    if let Some(ready) = ready {
+        ready.detach(site)?;
     }
     let dev = resolve::make(site.root, Path::new("dev"), Leaf::Directory).context(|| "make /dev")?;
     for (name, target) in LINKS {
@@ -73,6 +83,39 @@ pub(super) fn make(site: &mut Site<'_>, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
+/// Nodes that the creator has made, in the container's tree while they are bound.
+struct Ready(OwnedFd);
+
+/// Where they are meanwhile, beneath `/dev`.
+const READY: &str = "dev/.nodes";
+
+impl Ready {
+    fn attach(site: &Site<'_>, inherited: &Inherited) -> Result<Option<Self>, Error> {
+        let Some(nodes) = &inherited.nodes else {
+            return Ok(None);
+        };
+        let what = || "device nodes";
+        let point = resolve::make(site.root, Path::new(READY), Leaf::Directory).context(what)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(nodes, "", &point, "", flags).context(what)?;
+        resolve::open(site.root, Path::new(READY))
+            .context(what)
+            .map(|top| Some(Self(top)))
+    }
+
+    fn node(&self, index: usize) -> Option<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, nodes::name(index), flags, Mode::empty()).ok()
+    }
+
+    fn detach(self, site: &Site<'_>) -> Result<(), Error> {
+        let what = || "device nodes";
+        rustix::mount::unmount(mounts::name(self.0.as_fd()), UnmountFlags::DETACH).context(what)?;
+        let dev = resolve::open(site.root, Path::new("dev")).context(what)?;
+        rustix::fs::unlinkat(&dev, ".nodes", AtFlags::REMOVEDIR).context(what)
+    }
+}
+
 /// Whether a device of the bundle is one that every container has anyway.
 pub(super) fn is_default(device: &Device) -> bool {
     let path = resolve::clean(&device.path);
@@ -82,12 +125,7 @@ pub(super) fn is_default(device: &Device) -> bool {
 /// Makes a node, or leaves one that is as asked.
 fn make_node(site: &Site<'_>, device: &Device) -> rustix::io::Result<()> {
     let kind = node_type(device);
-    let number = |number: Option<i64>| u32::try_from(number.unwrap_or(0)).map_err(|_| Errno::INVAL);
-    let number = if kind == FileType::Fifo {
-        0
-    } else {
-        rustix::fs::makedev(number(device.major)?, number(device.minor)?)
-    };
+    let number = number(device)?;
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
     let path = resolve::clean(&device.path);
     let parent = path.parent().ok_or(Errno::INVAL)?;
@@ -115,7 +153,16 @@ fn make_node(site: &Site<'_>, device: &Device) -> rustix::io::Result<()> {
     rustix::fs::chownat(&node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
 }
 
-fn node_type(device: &Device) -> FileType {
+/// The number of a device; a pipe has none.
+pub(super) fn number(device: &Device) -> rustix::io::Result<u64> {
+    let number = |number: Option<i64>| u32::try_from(number.unwrap_or(0)).map_err(|_| Errno::INVAL);
+    if node_type(device) == FileType::Fifo {
+        return Ok(0);
+    }
+    Ok(rustix::fs::makedev(number(device.major)?, number(device.minor)?))
+}
+
+pub(super) fn node_type(device: &Device) -> FileType {
     match device.kind.as_str() {
         "b" => FileType::BlockDevice,
         "p" => FileType::Fifo,

@@ -3,6 +3,7 @@
 mod devices;
 mod idmap;
 mod mounts;
+mod nodes;
 mod options;
 mod plan;
 mod prepare;
@@ -124,6 +125,8 @@ pub(crate) struct Inherited {
     pub(crate) state: HookState,
     /// Detached trees to be mounted, by the positions of their mounts; the launch fills them in.
     pub(crate) trees: Vec<(usize, OwnedFd)>,
+    /// A detached filesystem with the bundle's device nodes; the launch makes it.
+    pub(crate) nodes: Option<OwnedFd>,
 }
 
 impl Inherited {
@@ -225,6 +228,7 @@ pub(crate) fn launch(
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     let mut inherited = inherit(theirs)?;
     inherited.trees = idmap::prepare(&plan.mounts)?;
+    inherited.nodes = nodes::prepare(plan)?;
     let flags = if plan.joins_user_namespace() {
         UnshareFlags::empty()
     } else {

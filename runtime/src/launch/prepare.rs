@@ -167,7 +167,7 @@ fn build(
         .iter()
         .any(|m| m.destination == Path::new("dev") && matches!(m.kind, mounts::Kind::Bind { .. }));
     if !bound_dev {
-        devices::make(&mut site, plan)?;
+        devices::make(&mut site, plan, inherited)?;
     }
     let terminal = if plan.process.terminal {
         Some(devices::console(&site, plan, inherited)?)

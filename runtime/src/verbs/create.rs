@@ -99,6 +99,7 @@ pub(super) fn create(
                     .unwrap_or_default(),
                 state,
                 trees: Vec::new(),
+                nodes: None,
             })
         })?;
         record(&directory, options, &plan, launched, |launched| Record {
