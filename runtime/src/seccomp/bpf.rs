@@ -119,23 +119,46 @@ pub(super) fn program(sections: &[(Architecture, Vec<Instruction>)]) -> Vec<Inst
     code
 }
 
+/// How many instructions [`search`] gives.
+fn length(ranges: &[(u32, Decision)]) -> usize {
+    match ranges {
+        [] => 1,
+        [(_, decision)] => {
+            if decision.checked.is_empty() {
+                return 1;
+            }
+            let mut code = Vec::new();
+            decide(decision, &mut code);
+            code.len()
+        }
+        _ => {
+            let (left, right) = ranges.split_at(ranges.len() / 2);
+            let below = length(left);
+            let branch = if u8::try_from(below).is_ok() { 1 } else { 2 };
+            branch + below + length(right)
+        }
+    }
+}
+
 fn search(ranges: &[(u32, Decision)], code: &mut Vec<Instruction>) {
     match ranges {
         [] => code.push(statement(RETURN, action::KILL_PROCESS)),
         [(_, decision)] => decide(decision, code),
         _ => {
             let (left, right) = ranges.split_at(ranges.len() / 2);
-            if let Some((first, _)) = right.first() {
-                code.push(branch(IF_GE, *first, 0, 1));
+            let Some((first, _)) = right.first() else {
+                return;
+            };
+            // Over what is below: by the branch itself if that is near enough, for the kernel compiles each instruction.
+            let below = length(left);
+            match u8::try_from(below) {
+                Ok(below) => code.push(branch(IF_GE, *first, below, 0)),
+                Err(_) => {
+                    code.push(branch(IF_GE, *first, 0, 1));
+                    code.push(statement(JUMP, below as u32));
+                }
             }
-            // Over what is below, as soon as its length is known.
-            let jump = code.len();
-            code.push(statement(JUMP, 0));
             search(left, code);
-            let below = (code.len() - jump - 1) as u32;
-            if let Some(jump) = code.get_mut(jump) {
-                jump.k = below;
-            }
             search(right, code);
         }
     }
