@@ -2,7 +2,7 @@
 //! step still be taken and none be undone. Init and `exec` go through the same functions.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 use caps::{Capability, CapsHashSet};
@@ -14,16 +14,19 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::attributes::Scheduling;
 use crate::config::Process;
 use crate::error::{Context, Error};
 use crate::launch::Mappings;
-use crate::policy::{Grant, Policy};
-use crate::resolve;
+use crate::policy::Policy;
 use crate::seccomp::Filter;
 use crate::sys;
 
 /// The newest Landlock rights that this code was written for; an older kernel gives fewer, which the policy reports.
 const RIGHTS: ABI = ABI::V6;
+
+/// Annotation with which engines ask for the caller's own supplementary groups, as devices may belong to them.
+pub(crate) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// Who a process is and what it may do, checked.
 #[derive(Debug, Clone)]
@@ -36,6 +39,7 @@ pub(crate) struct Credentials {
     sets: Sets,
     rlimits: Vec<(Resource, Rlimit)>,
     pub(crate) no_new_privileges: bool,
+    scheduling: Scheduling,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -56,6 +60,7 @@ impl Credentials {
     pub(crate) fn from_process(
         process: &Process,
         mappings: Option<&Mappings>,
+        keep_groups: bool,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Error> {
         let user = &process.user;
@@ -82,6 +87,13 @@ impl Credentials {
                 );
             }
             None
+        } else if keep_groups {
+            if !user.additional_gids.is_empty() {
+                warnings.push(format!(
+                    "process.user.additionalGids: not set, as the annotation {KEEP_GROUPS} asks"
+                ));
+            }
+            None
         } else {
             Some(user.additional_gids.clone())
         };
@@ -93,6 +105,7 @@ impl Credentials {
             sets: Sets::from_process(process)?,
             rlimits: rlimits(process)?,
             no_new_privileges: process.no_new_privileges,
+            scheduling: Scheduling::from_process(process)?,
         })
     }
 
@@ -101,12 +114,32 @@ impl Credentials {
         &self.sets.bounding
     }
 
-    /// Becomes this user with these capabilities, then takes the filter: nothing of the runtime is left after it.
+    /// User and group.
+    pub(crate) fn ids(&self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
+    /// How the process is scheduled.
+    pub(crate) fn scheduling(&self) -> &Scheduling {
+        &self.scheduling
+    }
+
+    /// Becomes this user with these capabilities, then takes the filter: nothing of the runtime is left after it. A
+    /// filter's listener is handed to `listener` at once.
     ///
     /// # Errors
     ///
     /// Names the field or the call that failed.
-    pub(crate) fn assume(&self, filter: Option<&Filter>) -> Result<(), Error> {
+    pub(crate) fn assume(
+        &self,
+        filter: Option<&Filter>,
+        listener: &dyn Fn(OwnedFd) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let install = |filter: &Filter| match filter.install().context(|| "seccomp")? {
+            Some(fd) => listener(fd),
+            None => Ok(()),
+        };
+        self.scheduling.apply()?;
         for (resource, limit) in &self.rlimits {
             rustix::process::setrlimit(*resource, *limit)
                 .context(|| format!("config.json: process.rlimits: {resource:?}"))?;
@@ -115,7 +148,7 @@ impl Credentials {
             rustix::thread::set_no_new_privs(true).context(|| "no_new_privs")?;
         } else if let Some(filter) = filter {
             // Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go.
-            filter.install().context(|| "seccomp")?;
+            install(filter)?;
         }
         self.drop_bounding()?;
         rustix::thread::set_keep_capabilities(true).context(|| "keep capabilities")?;
@@ -140,7 +173,7 @@ impl Credentials {
         if self.no_new_privileges
             && let Some(filter) = filter
         {
-            filter.install().context(|| "seccomp")?;
+            install(filter)?;
         }
         Ok(())
     }
@@ -312,20 +345,9 @@ pub(crate) fn enter_domain(
         ruleset = ruleset.scope(scopes).map_err(|e| fail(e.to_string()))?;
     }
     let mut ruleset = ruleset.create().map_err(|e| fail(e.to_string()))?;
-    for (path, grant) in &policy.paths {
-        let fd = resolve::open(root, path).context(|| format!("landlock: /{}", path.display()))?;
-        let directory = resolve::is_directory(&fd).context(|| "landlock")?;
-        let access = match grant {
-            Grant::All if directory => all,
-            Grant::All => all & AccessFs::from_file(RIGHTS),
-            Grant::NoChange => {
-                AccessFs::from_read(RIGHTS) | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev
-            }
-        };
-        ruleset = ruleset
-            .add_rule(PathBeneath::new(fd, access))
-            .map_err(|e| fail(e.to_string()))?;
-    }
+    ruleset = ruleset
+        .add_rule(PathBeneath::new(root, all))
+        .map_err(|e| fail(e.to_string()))?;
     for stream in stdio {
         let kind = rustix::fs::fstat(stream).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
         if matches!(

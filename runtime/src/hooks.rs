@@ -21,16 +21,13 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The first hook that cannot be run, fails, or takes longer than its timeout; those after it do not run.
 pub(crate) fn run(hooks: &[Hook], point: &str, state: &str) -> Result<(), Error> {
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(
-            hook,
-            &format!("config.json: hooks.{point}[{index}]: {}", hook.path),
-            state,
-        )?;
+        let name = format!("config.json: hooks.{point}[{index}]: {}", hook.path);
+        run_one(hook, point, &name, state)?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, name: &str, state: &str) -> Result<(), Error> {
+fn run_one(hook: &Hook, point: &str, name: &str, state: &str) -> Result<(), Error> {
     let failed = |reason: String| Error::Launch {
         code: 1,
         line: format!("{name}: {reason}"),
@@ -42,8 +39,10 @@ fn run_one(hook: &Hook, name: &str, state: &str) -> Result<(), Error> {
     if let Some((first, rest)) = hook.args.split_first() {
         command.arg0(first).args(rest);
     }
-    command.env_clear();
-    command.envs(hook.env.iter().filter_map(|variable| variable.split_once('=')));
+    if let Some(env) = &hook.env {
+        command.env_clear();
+        command.envs(env.iter().filter_map(|variable| variable.split_once('=')));
+    }
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -71,10 +70,10 @@ fn run_one(hook: &Hook, name: &str, state: &str) -> Result<(), Error> {
         return Err(failed(format!("not done after {seconds} s")));
     }
     let status = child.wait().context(|| name.to_owned())?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(failed(status.to_string()))
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(failed(format!("{point} hook failed with exit code {code}"))),
+        None => Err(failed(format!("{point} hook: {status}"))),
     }
 }
 
@@ -98,4 +97,16 @@ fn ends_within(child: &mut std::process::Child, limit: Duration) -> bool {
         };
         let _ = rustix::event::poll(&mut fds, Some(&nap));
     }
+}
+
+/// Runs all hooks, whatever becomes of those before; the lines of those that failed.
+pub(crate) fn run_all(hooks: &[Hook], point: &str, state: &str) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (index, hook) in hooks.iter().enumerate() {
+        let name = format!("config.json: hooks.{point}[{index}]: {}", hook.path);
+        if let Err(error) = run_one(hook, point, &name, state) {
+            failed.push(error.to_string());
+        }
+    }
+    failed
 }

@@ -6,15 +6,19 @@
 //!
 //! ```text
 //! creator ──clone──▶ mounter ──clone(PARENT)──▶ spawner ──clone(PARENT)──▶ init
-//!    │ user, mount, network,    │ joins the Landlock      │ sees itself as 1, closes all
-//!    │ ipc, uts, cgroup         │ domain, makes the pid   │ descriptors, waits
-//!    │ namespaces               │ namespace               │
+//!    │ user, mount, network,    │                         │
+//!    │ ipc, uts, cgroup         │                         │
+//!    │ namespaces               │                         │
 //!    ├─ maps the ids ─────────▶ │                         │
 //!    │  (uid_map or newuidmap)  ├─ enters the namespaces that are joined
-//!    ├─ hooks ◀──────────────── ├─ makes the tree private, mounts the root, all but proc and sysfs
+//!    │                          ├─ makes the tree private, mounts the root
+//!    │                          ├─ the rest in the       ─┤ spawner: joins the Landlock domain, makes the pid
+//!    │                          │  bundle's order         │ namespace; init: closes all descriptors, waits
+//!    │                          ├─ procfs, as soon as init is there to show
+//!    ├─ hooks ◀──────────────── ├─ devices, masks         │
 //!    │  prestart, createRuntime │                         │
-//!    │                          ├─ procfs of the new pid namespace, masks, createContainer, pivots
-//!    │ ◀── pids ─────────────── ┴─ ends                   │
+//!    │                          ├─ createContainer, pivots
+//!    │ ◀── pids ─────────────── ┴─ ends, lets init go on ▶│
 //!    │ ◀────────────────────────────────────────── ready ─┤ found its program
 //!    ├─ records the container                             │
 //!    ├─ commit ───────────────▶ spawner: lets go of everything but exec.sock
@@ -40,6 +44,7 @@
 //! the mounter does them in front of it, beneath a descriptor of the root (`resolve`) and with ids that 32-bit ARM gets
 //! right; its seccomp needs a C library. Filters are compiled here (`seccomp`), which costs no start any time.
 
+mod attributes;
 pub mod cgroup;
 pub mod config;
 mod confine;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use wherry_runtime::cgroup::Manager;
 use wherry_runtime::{Error, Root, forward, monitor, verbs};
 
 /// run OCI bundles as confined containers, without root
@@ -23,6 +24,13 @@ struct Args {
     #[argh(switch)]
     #[expect(dead_code, reason = "accepted without effect, and said so")]
     systemd_cgroup: bool,
+    /// who makes cgroups: cgroupfs (default), systemd (the same, in what it has delegated), or disabled
+    #[argh(option, default = "Manager::default()")]
+    cgroup_manager: Manager,
+    /// accepted, engines pass it: there is nothing more to tell
+    #[argh(switch)]
+    #[expect(dead_code, reason = "accepted without effect, and said so")]
+    debug: bool,
     /// print the version
     #[argh(switch)]
     version: bool,
@@ -39,6 +47,7 @@ enum Verb {
     Kill(verbs::Kill),
     Delete(verbs::Delete),
     Run(verbs::Run),
+    Spec(verbs::Spec),
     Exec(verbs::Exec),
     Pause(verbs::Pause),
     Resume(verbs::Resume),
@@ -55,6 +64,7 @@ enum Verb {
 const SWITCHES: &[&str] = &[
     "--systemd-cgroup",
     "--version",
+    "--debug",
     "--no-pivot",
     "--no-new-keyring",
     "--all",
@@ -65,6 +75,9 @@ const SWITCHES: &[&str] = &[
     "--tty",
     "-t",
     "--detach",
+    "--keep",
+    "--rootless",
+    "--no-new-privs",
     "-d",
     "--quiet",
     "-q",
@@ -130,6 +143,10 @@ fn main() -> ExitCode {
         let _ = writeln!(out, "wherry-runtime version {}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
+    if let Err(line) = check_log(&args) {
+        let _ = writeln!(std::io::stderr(), "wherry-runtime: {line}");
+        return ExitCode::FAILURE;
+    }
     let Some(verb) = args.verb else {
         let _ = writeln!(
             std::io::stderr(),
@@ -138,9 +155,14 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let result = match verb {
+        Verb::Spec(options) => verbs::spec::run(&options)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Monitor(options) => monitor::run(options).map_err(|e| (e.to_string(), e.exit_code())),
         Verb::Forward(options) => forward::run(options).map_err(|e| (e.to_string(), e.exit_code())),
-        verb => run(&args.root, verb, &mut out).map_err(|e| (e.to_string(), e.exit_code())),
+        verb => {
+            run(&args.root, args.cgroup_manager, verb, &mut out).map_err(|e| (e.to_string(), e.exit_code()))
+        }
     };
     match result {
         Ok(code) => code,
@@ -154,15 +176,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(root: &Option<PathBuf>, verb: Verb, out: &mut dyn Write) -> Result<ExitCode, Error> {
+fn run(root: &Option<PathBuf>, manager: Manager, verb: Verb, out: &mut dyn Write) -> Result<ExitCode, Error> {
     let root = Root::open(root.as_deref())?;
     match verb {
-        Verb::Create(options) => verbs::create::run(&root, &options)?,
+        Verb::Create(options) => verbs::create::run(&root, &options, manager)?,
         Verb::Start(options) => verbs::start::run(&root, &options)?,
         Verb::State(options) => verbs::state::run(&root, &options, out)?,
         Verb::Kill(options) => verbs::kill::run(&root, &options)?,
         Verb::List(options) => verbs::list::run(&root, &options, out)?,
-        Verb::Run(options) => return verbs::run::run(&root, options).map(ExitCode::from),
+        Verb::Run(options) => return verbs::run::run(&root, options, manager).map(ExitCode::from),
         Verb::Exec(options) => return verbs::exec::run(&root, &options).map(ExitCode::from),
         Verb::Pause(options) => verbs::pause::pause(&root, &options)?,
         Verb::Resume(options) => verbs::pause::resume(&root, &options)?,
@@ -171,7 +193,7 @@ fn run(root: &Option<PathBuf>, verb: Verb, out: &mut dyn Write) -> Result<ExitCo
         Verb::Ps(options) => verbs::ps::run(&root, &options, out)?,
         Verb::Features(_) => verbs::features::run(out)?,
         // Dispatched before: they have no use for the root directory.
-        Verb::Monitor(_) | Verb::Forward(_) => {}
+        Verb::Monitor(_) | Verb::Forward(_) | Verb::Spec(_) => {}
         Verb::Delete(options) => {
             for line in verbs::delete::run(&root, &options)? {
                 let _ = writeln!(std::io::stderr(), "wherry-runtime: {line}");
@@ -179,6 +201,20 @@ fn run(root: &Option<PathBuf>, verb: Verb, out: &mut dyn Write) -> Result<ExitCo
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where errors are to go must be there before there is one.
+fn check_log(args: &Args) -> Result<(), String> {
+    if !matches!(args.log_format.as_str(), "text" | "json") {
+        return Err(format!(
+            "--log-format {:?}: expected text or json",
+            args.log_format
+        ));
+    }
+    let Some(path) = &args.log else { return Ok(()) };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map(drop)
+        .map_err(|e| format!("--log {}: {e}", path.display()))
 }
 
 /// Appends an error to the log, in the form that engines read.

@@ -4,17 +4,11 @@
 //! one domain and may signal and trace each other. Everything outside of the container's root is unreachable in it, also
 //! through a leaked descriptor or `/proc/PID/exe`: reading, writing and executing are granted beneath the root only.
 
-use std::path::PathBuf;
-
 /// What the bundle asks for, as far as it decides the policy.
 #[derive(Debug, Clone, Default)]
 pub struct Asked {
     /// Annotation `dev.wherry.landlock=off`.
     pub off: bool,
-    /// The root is mounted read-only.
-    pub readonly_root: bool,
-    /// Destinations of mounts that are not read-only, relative to the root.
-    pub writable_mounts: Vec<PathBuf>,
     /// The network namespace is the container's own.
     pub private_network: bool,
     /// The pid namespace is the container's own.
@@ -23,20 +17,12 @@ pub struct Asked {
     pub ports: Option<Vec<u16>>,
 }
 
-/// Rights on a directory or file and everything beneath it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
-    /// Read, execute, write, make, remove, rename, device ioctls.
-    All,
-    /// The same without making and removing: for a read-only root, whose procfs must stay writable.
-    NoChange,
-}
-
 /// The domain to enter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Grants, relative to the root.
-    pub paths: Vec<(PathBuf, Grant)>,
+    /// Files are reached beneath the root only. There is one right for all of it: what is read-only in there is so by its
+    /// mount, and a domain denies remounting.
+    pub beneath_root: bool,
     /// If set, TCP may be bound to these ports only.
     pub bind: Option<Vec<u16>>,
     /// No abstract sockets of processes outside.
@@ -50,7 +36,7 @@ pub struct Policy {
 impl Policy {
     /// Whether there is a domain to enter at all.
     pub fn enforced(&self) -> bool {
-        !self.paths.is_empty()
+        self.beneath_root
     }
 }
 
@@ -85,17 +71,7 @@ pub fn decide(asked: &Asked, abi: u32) -> Policy {
     );
     lost(&mut policy, 3, "truncating is not covered");
     lost(&mut policy, 5, "device ioctls are not covered");
-    if asked.readonly_root {
-        policy.paths.push((PathBuf::new(), Grant::NoChange));
-        policy.paths.extend(
-            asked
-                .writable_mounts
-                .iter()
-                .map(|path| (path.clone(), Grant::All)),
-        );
-    } else {
-        policy.paths.push((PathBuf::new(), Grant::All));
-    }
+    policy.beneath_root = true;
     if !asked.private_network {
         if let Some(ports) = &asked.ports
             && lost(&mut policy, 4, "binding TCP ports is not limited")
@@ -145,7 +121,6 @@ mod tests {
             ports: Some(vec![80]),
             ..Asked::default()
         };
-        let all = vec![(PathBuf::new(), Grant::All)];
         let cases = [
             ("kernel without", private.clone(), 0, Policy::default(), 1),
             (
@@ -163,7 +138,7 @@ mod tests {
                 private.clone(),
                 7,
                 Policy {
-                    paths: all.clone(),
+                    beneath_root: true,
                     ..Policy::default()
                 },
                 0,
@@ -173,35 +148,17 @@ mod tests {
                 private.clone(),
                 1,
                 Policy {
-                    paths: all.clone(),
+                    beneath_root: true,
                     ..Policy::default()
                 },
                 3,
-            ),
-            (
-                "read-only root",
-                Asked {
-                    readonly_root: true,
-                    writable_mounts: vec!["dev".into(), "data".into()],
-                    ..private.clone()
-                },
-                7,
-                Policy {
-                    paths: vec![
-                        (PathBuf::new(), Grant::NoChange),
-                        ("dev".into(), Grant::All),
-                        ("data".into(), Grant::All),
-                    ],
-                    ..Policy::default()
-                },
-                0,
             ),
             (
                 "host network and pids",
                 host.clone(),
                 6,
                 Policy {
-                    paths: all.clone(),
+                    beneath_root: true,
                     bind: Some(vec![80]),
                     scope_sockets: true,
                     scope_signals: true,
@@ -214,7 +171,7 @@ mod tests {
                 host.clone(),
                 3,
                 Policy {
-                    paths: all.clone(),
+                    beneath_root: true,
                     ..Policy::default()
                 },
                 4,
@@ -228,7 +185,7 @@ mod tests {
                 },
                 7,
                 Policy {
-                    paths: all.clone(),
+                    beneath_root: true,
                     scope_sockets: true,
                     ..Policy::default()
                 },
@@ -242,7 +199,7 @@ mod tests {
                 },
                 7,
                 Policy {
-                    paths: all,
+                    beneath_root: true,
                     ..Policy::default()
                 },
                 0,

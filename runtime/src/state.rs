@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::config::Hooks;
 use crate::error::{Context, Error};
-use crate::launch::Message;
+use crate::launch::{Listener, Message};
 use crate::wire;
 
 /// The format this code writes. A higher one is refused untouched.
@@ -118,8 +118,12 @@ pub(crate) fn parent(pid: i32) -> std::io::Result<i32> {
 
 /// The fields of `/proc/PID/stat` after the name, which, in parentheses, may hold anything.
 fn stat_fields(pid: i32) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut text)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("/proc/{pid}/stat"), flags, Mode::empty())?;
+    // One line of fifty numbers and a short name, which the kernel gives at once.
+    let mut buffer = [0u8; 2048];
+    let length = rustix::io::read(&file, &mut buffer)?;
+    let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
     match text.rsplit_once(')') {
         Some((_, rest)) => Ok(rest.to_owned()),
         None => Err(std::io::ErrorKind::InvalidData.into()),
@@ -161,6 +165,9 @@ pub(crate) struct Record {
     /// The container's cgroup, where there is one.
     #[serde(default)]
     pub(crate) cgroup: Option<Cgroup>,
+    /// Who answers system calls of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listener: Option<Listener>,
 }
 
 impl Record {
@@ -365,7 +372,7 @@ impl Directory {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             file => std::fs::File::from(file.context(what)?),
         };
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(4096);
         file.take(MAX_RECORD).read_to_end(&mut text).context(what)?;
         // Never synced: what a power cut leaves of it. Nothing that it named is alive.
         if text.iter().all(|byte| *byte == 0) {
@@ -385,6 +392,17 @@ impl Directory {
             )));
         }
         serde_json::from_slice(&text).map_err(damaged).map(Some)
+    }
+
+    /// As [`Self::record`], after a creation that is under way is done or given up, which `patience` bounds.
+    pub(crate) fn settled_record(&self, patience: Duration) -> Result<Option<Record>, Error> {
+        match self.record()? {
+            None if self.lock(patience)? => {
+                self.unlock()?;
+                self.record()
+            }
+            record => Ok(record),
+        }
     }
 
     /// Writes down where the container's cgroup is about to be, for whoever cleans up after a killed creation.

@@ -138,6 +138,127 @@ pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags - rustix::thread::UnshareFlags::FILES) }.map_err(Into::into)
 }
 
+/// What `mount_setattr` changes (`struct mount_attr`), without propagation.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MountAttributes<'a> {
+    /// `MOUNT_ATTR_*` to set.
+    pub(crate) set: u64,
+    /// `MOUNT_ATTR_*` to clear, before.
+    pub(crate) clear: u64,
+    /// The user namespace of `MOUNT_ATTR_IDMAP`.
+    pub(crate) users: Option<BorrowedFd<'a>>,
+}
+
+/// Changes the attributes of a mount, or with `recursive` of the tree from it on.
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttributes<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let arguments = libc::mount_attr {
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
+        propagation: 0,
+        userns_fd: attributes.users.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: an empty, terminated path, and a structure of the size that is named; the kernel only reads.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const arguments,
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// `struct sched_attr`, without its utilisation clamps.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SchedulerAttributes {
+    /// Set by who passes it to the kernel.
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// Sets the scheduler of this process.
+pub(crate) fn sched_setattr(attributes: &SchedulerAttributes) -> io::Result<()> {
+    let mut attributes = SchedulerAttributes {
+        size: size_of::<SchedulerAttributes>() as u32,
+        ..*attributes
+    };
+    // SAFETY: the kernel reads a structure of the size that it names, and may write another size there.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attributes, 0) })?;
+    Ok(())
+}
+
+/// Sets the processors that this process may run on.
+pub(crate) fn sched_setaffinity(mask: &[u64]) -> io::Result<()> {
+    let mask = words(mask);
+    // SAFETY: the kernel reads the bytes of the slice.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            0,
+            size_of_val(mask.as_slice()),
+            mask.as_ptr(),
+        )
+    })?;
+    Ok(())
+}
+
+/// Sets the I/O priority of this process: its class and value as the kernel packs them.
+pub(crate) fn ioprio_set(priority: c_int) -> io::Result<()> {
+    const PROCESS: c_int = 1;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, 0, priority) })?;
+    Ok(())
+}
+
+/// Sets the execution domain of this process.
+pub(crate) fn personality(persona: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_personality, persona as libc::c_ulong) })?;
+    Ok(())
+}
+
+/// Sets the memory policy of this process; an empty mask is none.
+pub(crate) fn set_mempolicy(mode: c_int, nodes: &[u64]) -> io::Result<()> {
+    let nodes = words(nodes);
+    let (pointer, bits) = if nodes.is_empty() {
+        (std::ptr::null(), 0)
+    } else {
+        // One more than there are: the kernel takes the last bit for the end.
+        (nodes.as_ptr(), nodes.len() * libc::c_ulong::BITS as usize + 1)
+    };
+    // SAFETY: the kernel reads the words that the mask's bits are in.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })?;
+    Ok(())
+}
+
+/// A mask in the kernel's words.
+fn words(mask: &[u64]) -> Vec<libc::c_ulong> {
+    let bytes: Vec<u8> = mask.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let words = bytes.chunks(size_of::<libc::c_ulong>());
+    words
+        .map(|word| {
+            word.iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | libc::c_ulong::from(*byte))
+        })
+        .collect()
+}
+
 /// Replaces the program; returns only with an error.
 pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| -> Vec<*const c_char> {
@@ -155,15 +276,16 @@ pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Err
 /// One instruction of a classic BPF program (`struct sock_filter`).
 pub(crate) type Instruction = libc::sock_filter;
 
-/// Installs a seccomp filter on this process; `flags` are `SECCOMP_FILTER_FLAG_*`.
-pub(crate) fn seccomp(program: &[Instruction], flags: u32) -> io::Result<()> {
+/// Installs a seccomp filter on this process; `flags` are `SECCOMP_FILTER_FLAG_*`. With `NEW_LISTENER` among them the result
+/// is the descriptor by which calls are answered.
+pub(crate) fn seccomp(program: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = libc::sock_fprog {
         len: length,
         filter: program.as_ptr().cast_mut(),
     };
     // SAFETY: the kernel copies `len` instructions out of the slice and writes nothing.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
@@ -171,7 +293,10 @@ pub(crate) fn seccomp(program: &[Instruction], flags: u32) -> io::Result<()> {
             &raw const program,
         )
     })?;
-    Ok(())
+    // SAFETY: with this flag the result is a new descriptor (close-on-exec), which nothing else owns.
+    let listener = (flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32 != 0)
+        .then(|| unsafe { OwnedFd::from_raw_fd(result as RawFd) });
+    Ok(listener)
 }
 
 /// The Landlock ABI of this kernel, 0 without Landlock.

@@ -67,6 +67,29 @@ pub(crate) fn send(to: impl AsFd, kind: u8, payload: &[u8], fds: &[BorrowedFd<'_
     }
 }
 
+/// Sends a document with a descriptor over a stream socket of somebody else's.
+pub(crate) fn send_stream(to: impl AsFd, document: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let fds = [fd];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    let mut rest = document;
+    while !rest.is_empty() {
+        match rustix::net::sendmsg(&to, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(sent) => {
+                rest = rest.get(sent..).unwrap_or_default();
+                // The descriptor goes with the first byte.
+                control.clear();
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Sends numbers as [`Packet::number`] reads them.
 pub(crate) fn send_numbers(to: impl AsFd, kind: u8, numbers: &[i32]) -> io::Result<()> {
     let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();

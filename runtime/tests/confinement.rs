@@ -321,8 +321,8 @@ fn hostile_bundles_are_refused_by_field_and_leave_nothing() {
         ("process.args", |c, _| c["process"]["args"] = json!([])),
         ("process.cwd", |c, _| c["process"]["cwd"] = json!("relative")),
         ("process", |c, _| c["process"]["env"] = json!(["A=\0"])),
-        ("process.selinuxLabel", |c, _| {
-            c["process"]["selinuxLabel"] = json!("x")
+        ("linux.netDevices", |c, _| {
+            c["linux"]["netDevices"] = json!({"eth0": {"name": "x"}})
         }),
         ("process.capabilities.bounding", |c, _| {
             c["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"])
@@ -346,7 +346,7 @@ fn hostile_bundles_are_refused_by_field_and_leave_nothing() {
             c["linux"]["namespaces"] = json!([{"type": "user"}])
         }),
         ("linux.namespaces[0]", |c, _| {
-            c["linux"]["namespaces"] = json!([{"type": "time"}])
+            c["linux"]["namespaces"] = json!([{"type": "weather"}])
         }),
         ("linux.namespaces[1]", |c, _| {
             c["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "pid"}])
@@ -361,10 +361,10 @@ fn hostile_bundles_are_refused_by_field_and_leave_nothing() {
             c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_MAYBE"})
         }),
         ("linux.personality", |c, _| {
-            c["linux"]["personality"] = json!({"domain": "LINUX32"})
+            c["linux"]["personality"] = json!({"domain": "LINUX64"})
         }),
         (
-            "mounts[0].type",
+            "mounts[0]",
             |c, _| c["mounts"] = json!([{"destination": "/a", "type": "ext4", "source": "/dev/vda"}]),
         ),
         ("mounts[0].destination", |c, _| {

@@ -369,3 +369,27 @@ fn a_namespace_is_joined_as_what_it_is() {
     drop(own.stdin.take());
     own.wait().unwrap();
 }
+
+#[test]
+fn mounts_are_made_in_the_bundles_order() {
+    let mut bundle = Bundle::new(&["cat", "/proc/self/mountinfo"]);
+    let source = bundle.path().join("state").to_str().unwrap().to_owned();
+    std::fs::create_dir_all(&source).unwrap();
+    push(
+        &mut bundle,
+        json!({"destination": "/data", "type": "bind", "source": source, "options": ["bind"]}),
+    );
+    bundle.config["root"]["readonly"] = json!(true);
+    let output = bundle.run();
+    let lines = text(&output.stdout);
+    // The kernel lists mounts by their age.
+    let points: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    let mut last = 0;
+    for mount in bundle.config["mounts"].as_array().unwrap() {
+        let destination = mount["destination"].as_str().unwrap();
+        let place = points.iter().position(|point| *point == destination);
+        let place = place.unwrap_or_else(|| panic!("{destination}: {lines} {}", text(&output.stderr)));
+        assert!(place > last, "{destination}: {lines}");
+        last = place;
+    }
+}

@@ -139,7 +139,7 @@ fn what_is_refused_is_named() {
             add(mount(&format!("/{}", "n".repeat(300)), "tmpfs", "tmpfs", &[])),
             "mounts[6]",
         ),
-        (add(mount("/tmp", "ext4", "/dev/sda", &[])), "mounts[6].type"),
+        (add(mount("/tmp", "ext4", "/dev/sda", &[])), "mounts[6]"),
         (
             add(mount("/tmp", "bind", "/no/such/place", &["bind"])),
             "mounts[6].source",

@@ -61,9 +61,98 @@ pub(crate) struct Cgroup {
     made: Vec<PathBuf>,
 }
 
+/// A hierarchy of cgroup v1 as a container is shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// Its directory beneath `/sys/fs/cgroup`.
+    pub(crate) name: String,
+    /// How it is asked for when it is mounted.
+    pub(crate) data: String,
+    /// Where the container is in it.
+    pub(crate) directory: PathBuf,
+}
+
+impl Shown {
+    /// The names of its controllers, where it has several.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.name.split(',').filter(|alias| *alias != self.name)
+    }
+}
+
+/// The hierarchies of cgroup v1 that the host has mounted, with a container's directories in them; where it has none of
+/// its own it is where its maker is.
+pub(crate) fn legacy_hierarchies(container: &BTreeMap<String, PathBuf>) -> Vec<Shown> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut shown = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(data), Some(path)) = (fields.next().filter(|list| !list.is_empty()), fields.next()) else {
+            continue;
+        };
+        let name = data.strip_prefix("name=").unwrap_or(data);
+        let mount = Path::new("/sys/fs/cgroup").join(name);
+        if mount.is_dir() {
+            let own = data.split(',').find_map(|controller| container.get(controller));
+            shown.push(Shown {
+                name: name.to_owned(),
+                data: data.to_owned(),
+                directory: own
+                    .cloned()
+                    .unwrap_or_else(|| mount.join(path.trim_start_matches('/'))),
+            });
+        }
+    }
+    shown
+}
+
+/// Thaws a process that somebody moved into another frozen cgroup of v1, where it would not even die.
+pub(crate) fn thaw(pid: i32) {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+        return;
+    };
+    let path = text.lines().find_map(|line| line.split_once(":freezer:"));
+    if let Some((_, path)) = path.filter(|(_, path)| !path.starts_with("/..")) {
+        let file = Path::new("/sys/fs/cgroup/freezer")
+            .join(path.trim_start_matches('/'))
+            .join("freezer.state");
+        if read(&file).is_ok_and(|state| state.trim() != "THAWED") {
+            // Where it may not be done it is told by what follows: the process does not end.
+            let _ = write(&file, "THAWED");
+        }
+    }
+}
+
+/// Controllers that root's containers are in under cgroup v1, limited or not: `update` and `events` find them there.
+const LEGACY: [&str; 7] = ["cpu", "cpuset", "devices", "freezer", "io", "memory", "pids"];
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Manager {
+    /// This runtime, by the files of the hierarchies.
+    #[default]
+    Files,
+    /// Nobody: the container stays in its caller's.
+    Disabled,
+}
+
+impl std::str::FromStr for Manager {
+    type Err = String;
+
+    /// Reads a `--cgroup-manager`. systemd is not asked for a scope: what it has delegated is used.
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "cgroupfs" | "systemd" => Ok(Self::Files),
+            "disabled" => Ok(Self::Disabled),
+            other => Err(format!("{other:?}: expected cgroupfs, systemd or disabled")),
+        }
+    }
+}
+
 /// What a bundle asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
+    /// Who makes it.
+    pub(crate) manager: Manager,
     /// The container's name.
     pub(crate) id: &'a str,
     /// `linux.cgroupsPath`.
@@ -100,13 +189,20 @@ pub(crate) fn create(
     asked: Asked<'_>,
     journal: &mut dyn FnMut(&Cgroup) -> Result<(), Error>,
 ) -> Result<Created, Error> {
-    let host = Host::find();
+    let host = match asked.manager {
+        Manager::Disabled => Host::default(),
+        Manager::Files => Host::find(),
+    };
     let new = v2::translate(asked.resources)?;
     let old = v1::translate(asked.resources)?;
     let mut cgroup = Cgroup::default();
     let mut warnings = Vec::new();
 
-    let mut why = "no cgroup hierarchy is mounted on /sys/fs/cgroup".to_owned();
+    let mut why = match asked.manager {
+        Manager::Disabled => "--cgroup-manager=disabled",
+        Manager::Files => "no cgroup hierarchy is mounted on /sys/fs/cgroup",
+    }
+    .to_owned();
     let mut refused = BTreeMap::new();
     let mut controllers = BTreeSet::new();
     if let Some(hierarchy) = &host.unified {
@@ -133,6 +229,9 @@ pub(crate) fn create(
         let mut needed: BTreeSet<&str> = old.settings.iter().map(Setting::controller).collect();
         if cgroup.unified.is_none() {
             needed.insert("freezer");
+            if rustix::process::geteuid().is_root() {
+                needed.extend(LEGACY);
+            }
         }
         for controller in needed.into_iter().filter(|controller| !is_new(controller)) {
             let name = if controller == "io" { "blkio" } else { controller };
@@ -195,16 +294,6 @@ pub(crate) fn create(
             "linux.cgroupsPath: {path:?}: systemd is not asked for a scope, the cgroup is beside the caller's"
         )),
         _ => {}
-    }
-    if asked
-        .resources
-        .devices
-        .as_ref()
-        .is_some_and(|rules| !rules.is_empty())
-    {
-        warnings.push(
-            "linux.resources.devices: no device filter: the container's /dev holds the devices it was given and no others, and its mounts decide which those are".into(),
-        );
     }
     let cgroup = Some(cgroup).filter(|cgroup| *cgroup != Cgroup::default());
     let entry = cgroup.as_ref().map(Cgroup::entry).transpose()?;

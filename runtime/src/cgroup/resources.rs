@@ -24,8 +24,8 @@ pub struct Resources {
     pub rdma: Option<BTreeMap<String, Rdma>>,
     /// Files of cgroup v2 and what to write to them.
     pub unified: Option<BTreeMap<String, String>>,
-    /// Device rules, which this runtime does not turn into a filter.
-    pub devices: Option<Vec<Value>>,
+    /// Device rules, in order; the last that matches decides.
+    pub devices: Option<Vec<DeviceRule>>,
     /// Classes and priorities of packets, which cgroup v2 does not know.
     pub network: Option<BTreeMap<String, Value>>,
 }
@@ -134,6 +134,23 @@ pub struct ThrottleDevice {
     pub minor: i64,
     /// Bytes or operations in a second.
     pub rate: u64,
+}
+
+/// Who may do what with which devices.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct DeviceRule {
+    /// Allow, or deny.
+    pub allow: bool,
+    /// `c`, `b`, or `a` and nothing for both.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Major number; absent or -1 for all.
+    pub major: Option<i64>,
+    /// Minor number; absent or -1 for all.
+    pub minor: Option<i64>,
+    /// Letters of `rwm`; absent for all.
+    pub access: Option<String>,
 }
 
 /// Huge pages of one size.

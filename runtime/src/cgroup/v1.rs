@@ -1,6 +1,6 @@
 //! Limits in the terms of cgroup v1.
 
-use super::resources::{BlockIo, Cpu, Memory, Resources, Setting, Translation, bytes};
+use super::resources::{BlockIo, Cpu, DeviceRule, Memory, Resources, Setting, Translation, bytes};
 use super::v2::check_file;
 use crate::error::Error;
 
@@ -34,6 +34,7 @@ pub(crate) fn translate(resources: &Resources) -> Result<Translation, Error> {
         let file = format!("hugetlb.{}.limit_in_bytes", pages.page_size);
         to.set(&field, &file, pages.limit);
     }
+    translate_devices(resources.devices.as_deref().unwrap_or_default(), &mut to)?;
     to.lose(
         "rdma",
         resources.rdma.as_ref().is_some_and(|map| !map.is_empty()),
@@ -48,6 +49,77 @@ pub(crate) fn translate(resources: &Resources) -> Result<Translation, Error> {
         to.lose(&format!("unified.{file}"), true, "it needs cgroup v2");
     }
     Ok(to)
+}
+
+/// What every container may do beside what its bundle says: make nodes, use the default devices and its terminals.
+const DEFAULT_DEVICES: &[&str] = &[
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+fn translate_devices(rules: &[DeviceRule], to: &mut Translation) -> Result<(), Error> {
+    let refuse = |index: usize, reason: String| {
+        Err(Error::config(format!("linux.resources.devices[{index}]"), reason))
+    };
+    for (index, rule) in rules.iter().enumerate() {
+        let field = format!("devices[{index}]");
+        let kind = rule
+            .kind
+            .as_deref()
+            .filter(|kind| !kind.is_empty())
+            .unwrap_or("a");
+        let access = rule
+            .access
+            .as_deref()
+            .filter(|access| !access.is_empty())
+            .unwrap_or("rwm");
+        if !matches!(kind, "a" | "b" | "c") || !access.bytes().all(|letter| b"rwm".contains(&letter)) {
+            return refuse(
+                index,
+                format!("type {kind:?} and access {access:?}: expected a, b or c, and letters of rwm"),
+            );
+        }
+        let number = |number: Option<i64>| match number {
+            None | Some(-1) => Some("*".to_owned()),
+            Some(number) => u32::try_from(number).ok().map(|number| number.to_string()),
+        };
+        let (Some(major), Some(minor)) = (number(rule.major), number(rule.minor)) else {
+            return refuse(index, "expected device numbers, or -1 for all".into());
+        };
+        let file = if rule.allow {
+            "devices.allow"
+        } else {
+            "devices.deny"
+        };
+        // What begins with "a" is about all devices, whatever follows.
+        let everything = kind == "a" && major == "*" && minor == "*";
+        let kinds: &[&str] = if kind == "a" {
+            &["c", "b"]
+        } else {
+            std::slice::from_ref(&kind)
+        };
+        if everything && access.len() == 3 {
+            to.set(&field, file, "a");
+        } else {
+            for kind in kinds {
+                to.set(&field, file, format!("{kind} {major}:{minor} {access}"));
+            }
+        }
+    }
+    if !rules.is_empty() {
+        for rule in DEFAULT_DEVICES {
+            to.set("devices", "devices.allow", rule);
+        }
+    }
+    Ok(())
 }
 
 fn translate_memory(memory: &Memory, to: &mut Translation) {

@@ -5,6 +5,9 @@ use crate::error::Error;
 
 const V1_ONLY: &str = "cgroup v2 has nothing like it";
 
+/// Devices are filtered by an eBPF program there, which only root of the host may load.
+const NO_FILTER: &str = "linux.resources.devices: no device filter: the container's /dev holds the devices it was given and no others, and its mounts decide which those are";
+
 /// Turns limits into files and values. Fields of value 0 that mean "unset" ask for nothing.
 ///
 /// # Errors
@@ -41,6 +44,9 @@ pub(crate) fn translate(resources: &Resources) -> Result<Translation, Error> {
         to.set("rdma", "rdma.max", value);
     }
     to.lose("network", resources.network.is_some(), V1_ONLY);
+    if resources.devices.as_ref().is_some_and(|rules| !rules.is_empty()) {
+        to.lost.push(("devices".into(), NO_FILTER.into()));
+    }
     // Last: they say exactly what they mean, and stand over the fields above.
     for (file, value) in resources.unified.iter().flatten() {
         let field = format!("unified.{file}");

@@ -1,27 +1,35 @@
 //! The launch: from a checked bundle to an init that waits for `start`. The crate's documentation draws it.
 
+mod devices;
+mod idmap;
 mod mounts;
+mod nodes;
 mod options;
 mod plan;
 mod prepare;
 mod program;
+mod site;
 mod spawner;
 
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-pub(crate) use options::NAMES as MOUNT_OPTIONS;
-pub(crate) use plan::{Mappings, NAMESPACES, Plan, is_host_root, plan};
+pub(crate) use options::names as mount_options;
+pub(crate) use plan::{
+    Listener, Mappings, NAMESPACES, Plan, check_apparmor, check_label, is_host_root, plan,
+};
 pub(crate) use program::Request;
 
 use crate::cgroup::Entry;
 use crate::config::IdMapping;
 use crate::error::{Context, Error};
+use crate::state::ProcessId;
 use crate::sys::{self, Side};
 use crate::{hooks, wire};
 
@@ -33,7 +41,7 @@ pub(crate) enum Message {
     Error = b'E',
     /// A line.
     Warning = b'W',
-    /// The namespaces exist; hooks may run.
+    /// The namespaces and mounts exist; hooks may run. Process ids as with `Pids`.
     Namespaces = b'H',
     /// Go on.
     Continue = b'c',
@@ -59,6 +67,8 @@ pub(crate) enum Message {
     Exited = b'X',
     /// A terminal's controlling end.
     Terminal = b'T',
+    /// A system call filter's listener.
+    Listener = b'L',
 }
 
 impl Message {
@@ -66,7 +76,7 @@ impl Message {
         use Message::*;
         [
             Error, Warning, Namespaces, Continue, Mapped, Pids, Ready, Commit, Status, Start, Done,
-            SignalAll, Exec, Exited, Terminal,
+            SignalAll, Exec, Exited, Terminal, Listener,
         ]
         .into_iter()
         .find(|message| *message as u8 == kind)
@@ -110,11 +120,21 @@ pub(crate) struct Inherited {
     pub(crate) preserved: u32,
     /// The way into the container's cgroup.
     pub(crate) cgroup: Option<Entry>,
-    /// The state document for hooks, with `"pid":0`.
-    pub(crate) state: String,
+    /// Its directories in hierarchies of cgroup v1.
+    pub(crate) legacy: BTreeMap<String, PathBuf>,
+    pub(crate) state: HookState,
+    /// Detached trees to be mounted, by the positions of their mounts; the launch fills them in.
+    pub(crate) trees: Vec<(usize, OwnedFd)>,
+    /// A detached filesystem with the bundle's device nodes; the launch makes it.
+    pub(crate) nodes: Option<OwnedFd>,
 }
 
 impl Inherited {
+    fn tree(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        let found = self.trees.iter().find(|(position, _)| *position == index);
+        found.map(|(_, tree)| tree.as_fd())
+    }
+
     fn tell(&self, message: Message) -> Result<(), Error> {
         wire::send(&self.setup, message as u8, &[], &[]).context(|| "creator")
     }
@@ -131,10 +151,12 @@ impl Inherited {
     /// The new namespaces that the mounter makes. A cgroup namespace has the cgroup of its maker as its root: init makes
     /// it once it is in the container's.
     fn namespaces(&self, plan: &Plan) -> UnshareFlags {
+        // A clone cannot make a time namespace, and its clocks are set before somebody is in it.
+        let new = plan.new - UnshareFlags::NEWTIME;
         if self.cgroup.is_some() {
-            plan.new - UnshareFlags::NEWCGROUP
+            new - UnshareFlags::NEWCGROUP
         } else {
-            plan.new
+            new
         }
     }
 
@@ -144,14 +166,39 @@ impl Inherited {
     }
 
     fn hook_state(&self, pid: i32) -> String {
-        self.state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1)
+        self.state.with_pid(pid)
+    }
+}
+
+/// The state document that hooks read, before the container's process exists.
+#[derive(Debug, Clone)]
+pub(crate) struct HookState {
+    pub(crate) oci_version: String,
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl HookState {
+    /// The document of a container that is being created. Its status is `created`, as in other runtimes: whoever reads it
+    /// finds the namespaces and the process.
+    fn with_pid(&self, pid: i32) -> String {
+        serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": "created",
+            "pid": pid,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        })
+        .to_string()
     }
 }
 
 /// A container that waits for `start`, not yet committed.
 pub(crate) struct Launched {
-    pub(crate) spawner: Pid,
-    pub(crate) init: Pid,
+    pub(crate) spawner: ProcessId,
+    pub(crate) init: ProcessId,
     pub(crate) warnings: Vec<String>,
     setup: OwnedFd,
 }
@@ -179,7 +226,9 @@ pub(crate) fn launch(
     inherit: impl FnOnce(OwnedFd) -> Result<Inherited, Error>,
 ) -> Result<Launched, Error> {
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
-    let inherited = inherit(theirs)?;
+    let mut inherited = inherit(theirs)?;
+    inherited.trees = idmap::prepare(&plan.mounts)?;
+    inherited.nodes = nodes::prepare(plan)?;
     let flags = if plan.joins_user_namespace() {
         UnshareFlags::empty()
     } else {
@@ -221,10 +270,10 @@ pub(crate) fn launch(
     }
 }
 
-type Attended = (Pid, Pid, Vec<String>);
+type Attended = (ProcessId, ProcessId, Vec<String>);
 
 /// The creator's part of the conversation.
-fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Attended, Error> {
+fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Result<Attended, Error> {
     // A mounter that has ended already has said why: that is the error then.
     let its_own = |error: Error| match wire::receive(setup) {
         Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
@@ -252,15 +301,16 @@ fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &str) -> Result<Att
             Some(Message::Error) => return Err(reported(&packet)),
             Some(Message::Warning) => warnings.push(packet.text()),
             Some(Message::Namespaces) => {
-                let pid = mounter.as_raw_nonzero().get();
-                let state = state.replacen("\"pid\":0", &format!("\"pid\":{pid}"), 1);
+                let state = state.with_pid(packet.number(1).unwrap_or(0));
                 hooks::run(&plan.hooks.prestart, "prestart", &state)?;
                 hooks::run(&plan.hooks.create_runtime, "createRuntime", &state)?;
                 wire::send(setup, Message::Continue as u8, &[], &[]).context(|| "mounter")?;
             }
             Some(Message::Pids) => {
                 let pid = |index| packet.number(index).and_then(Pid::from_raw);
-                pids = pid(0).zip(pid(1));
+                if let Some((spawner, init)) = pid(0).zip(pid(1)) {
+                    pids = Some((ProcessId::of(spawner)?, ProcessId::of(init)?));
+                }
             }
             Some(Message::Ready) => {
                 let (spawner, init) =
@@ -350,7 +400,10 @@ fn finish_mapper(program: &str, field: &str, mapper: std::io::Result<Child>) -> 
 /// Names the field that is refused.
 pub fn check(config: &[u8], bundle: &Path) -> Result<Vec<String>, Error> {
     let (config, warnings) = crate::config::parse(config)?;
-    plan(config, warnings, bundle).map(|plan| plan.warnings)
+    let mut plan = plan(config, warnings, bundle)?;
+    let mut warnings = std::mem::take(&mut plan.warnings);
+    plan.compile_filter(&mut warnings)?;
+    Ok(warnings)
 }
 
 /// Whether a mount option is honoured, and not handed to the filesystem.

@@ -1,27 +1,25 @@
-//! The mount tree of a container: what to mount, decided from the bundle, and the mounting.
-//!
-//! Every target is resolved beneath the root and held as a descriptor before anything is mounted on it; sources are host
-//! paths of whoever wrote the bundle. All of it happens in the container's user and mount namespace, before its root is
-//! entered, while the host's procfs still names our descriptors.
+//! The mount tree of a container: what to mount, decided from the bundle, and its root. `site` does the mounting.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use super::options::{self, Options};
-use crate::config;
+use crate::config::{self, IdMapping};
 use crate::error::{Context, Error};
-use crate::resolve::{self, Leaf};
+use crate::resolve;
 
 /// Most layers of an overlay: what fits into a mount call's page by descriptor names.
 const MAX_LAYERS: usize = 128;
 
 /// Most mounts of one bundle.
 const MAX_MOUNTS: usize = 4096;
+
+/// Longest name of a filesystem.
+const MAX_TYPE: usize = 64;
 
 /// Files beneath `/proc` that may be bound over: those that only inform.
 const PROC_TARGETS: &[&str] = &[
@@ -47,32 +45,47 @@ pub(crate) struct Overlay {
 /// What one mount is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Bind { source: PathBuf, recursive: bool },
+    Bind {
+        source: PathBuf,
+        recursive: bool,
+    },
+    /// A change of a mount that is there.
+    Remount,
     Proc,
     Sysfs,
     Mqueue,
     Devpts,
     Tmpfs,
     Cgroup,
+    /// Any other filesystem, by its name: the kernel knows who may mount it.
+    Other(String),
 }
 
 /// One mount, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Mounting {
-    field: String,
+    pub(super) field: String,
     pub(crate) destination: PathBuf,
     pub(crate) kind: Kind,
-    options: Options,
+    /// What the mount table names as its source.
+    pub(super) source: String,
+    pub(super) options: Options,
+    /// The ids of an id-mapped mount.
+    pub(super) idmap: Option<Idmap>,
+}
+
+/// Ids of a mount as they are shown: the kernel takes them from a user namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct Idmap {
+    pub(super) uids: Vec<IdMapping>,
+    pub(super) gids: Vec<IdMapping>,
+    pub(super) recursive: bool,
 }
 
 impl Mounting {
-    /// Whether it is mounted last: what belongs on top of the procfs, and what shows init's cgroup.
-    pub(crate) fn is_late(&self) -> bool {
-        self.destination.starts_with("proc") || self.kind == Kind::Cgroup
-    }
-
-    pub(crate) fn is_readonly(&self) -> bool {
-        self.options.flags.contains(MountFlags::RDONLY)
+    /// Whether it shows namespaces that are init's: its processes, or its cgroup.
+    pub(crate) fn shows_init(&self) -> bool {
+        matches!(self.kind, Kind::Proc | Kind::Cgroup)
     }
 }
 
@@ -84,6 +97,8 @@ impl Mounting {
 pub(crate) fn plan(
     mounts: &[config::Mount],
     bundle: &Path,
+    ids: (&[IdMapping], &[IdMapping]),
+    warnings: &mut Vec<String>,
 ) -> Result<(Option<Overlay>, Vec<Mounting>), Error> {
     if mounts.len() > MAX_MOUNTS {
         return Err(Error::config(
@@ -110,50 +125,10 @@ pub(crate) fn plan(
             overlay = Some(plan_overlay(&mount.options, &field, bundle)?);
             continue;
         }
-        let options = options::parse(&mount.options)
+        let mut options = options::parse(&mount.options)
             .map_err(|reason| Error::config(format!("{field}.options"), reason))?;
-        let kind = match kind {
-            _ if options.bind.is_some() || matches!(kind, "bind" | "none" | "") => {
-                let source = match mount.source.as_deref() {
-                    Some(source) if !source.is_empty() && !source.contains('\0') => bundle.join(source),
-                    _ => {
-                        return Err(Error::config(
-                            format!("{field}.source"),
-                            "a bind mount needs a path",
-                        ));
-                    }
-                };
-                if let Some(option) = options.data.first() {
-                    return Err(Error::config(
-                        format!("{field}.options"),
-                        format!("{option:?}: unknown for a bind mount"),
-                    ));
-                }
-                // The specification's type "bind" without an option binds recursively, as other runtimes do.
-                Kind::Bind {
-                    source,
-                    recursive: options.bind.unwrap_or(true),
-                }
-            }
-            "proc" => Kind::Proc,
-            "sysfs" => Kind::Sysfs,
-            "mqueue" => Kind::Mqueue,
-            "devpts" => Kind::Devpts,
-            "tmpfs" | "shm" => Kind::Tmpfs,
-            "cgroup" | "cgroup2" => Kind::Cgroup,
-            "overlay" => {
-                return Err(Error::config(
-                    format!("{field}.type"),
-                    "an overlay is supported as the root (destination \"/\") only",
-                ));
-            }
-            other => {
-                return Err(Error::config(
-                    format!("{field}.type"),
-                    format!("{other:?}: not supported"),
-                ));
-            }
-        };
+        let kind = plan_kind(kind, mount, &mut options, &field, bundle, warnings)?;
+        let idmap = plan_idmap(mount, &kind, &options, &field, ids)?;
         let beneath_proc = destination.starts_with("proc") && destination != Path::new("proc");
         let named = PROC_TARGETS.iter().any(|target| destination == Path::new(target));
         if beneath_proc && !(named && matches!(kind, Kind::Bind { .. })) {
@@ -162,14 +137,111 @@ pub(crate) fn plan(
                 "refused beneath /proc: it would hide what the kernel says",
             ));
         }
+        let source = mount.source.clone().filter(|source| !source.is_empty());
         planned.push(Mounting {
             field,
             destination,
             kind,
+            source: source.unwrap_or_else(|| "none".into()),
             options,
+            idmap,
         });
     }
     Ok((overlay, planned))
+}
+
+/// What kind of mount this is.
+fn plan_kind(
+    word: &str,
+    mount: &config::Mount,
+    options: &mut Options,
+    field: &str,
+    bundle: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Kind, Error> {
+    if word.contains('\0')
+        || word.len() > MAX_TYPE
+        || mount.source.as_deref().unwrap_or_default().contains('\0')
+    {
+        return Err(Error::config(format!("{field}.type"), "malformed type or source"));
+    }
+    if options.remount {
+        return Ok(Kind::Remount);
+    }
+    if options.bind.is_some() || matches!(word, "bind" | "none" | "") {
+        let source = match mount.source.as_deref() {
+            Some(source) if !source.is_empty() => bundle.join(source),
+            _ => {
+                return Err(Error::config(
+                    format!("{field}.source"),
+                    "a bind mount needs a path",
+                ));
+            }
+        };
+        for option in std::mem::take(&mut options.data) {
+            // A value is some filesystem's; a bare word may be meant to take something away.
+            if !option.contains('=') {
+                return Err(Error::config(
+                    format!("{field}.options"),
+                    format!("{option:?}: unknown for a bind mount"),
+                ));
+            }
+            warnings.push(format!(
+                "{field}.options: {option:?}: ignored, a bind mount takes no options of filesystems"
+            ));
+        }
+        return Ok(Kind::Bind {
+            source,
+            // The specification's type "bind" without an option binds recursively, as other runtimes do.
+            recursive: options.bind.unwrap_or(true),
+        });
+    }
+    if options.copy_up && word != "tmpfs" {
+        return Err(Error::config(
+            format!("{field}.options"),
+            "\"tmpcopyup\": of a tmpfs only",
+        ));
+    }
+    Ok(match word {
+        "proc" => Kind::Proc,
+        "sysfs" => Kind::Sysfs,
+        "mqueue" => Kind::Mqueue,
+        "devpts" => Kind::Devpts,
+        "tmpfs" | "shm" => Kind::Tmpfs,
+        "cgroup" | "cgroup2" => Kind::Cgroup,
+        other => Kind::Other(other.to_owned()),
+    })
+}
+
+/// The ids of an id-mapped mount: its own, or with the option alone those of the container's user namespace.
+fn plan_idmap(
+    mount: &config::Mount,
+    kind: &Kind,
+    options: &Options,
+    field: &str,
+    ids: (&[IdMapping], &[IdMapping]),
+) -> Result<Option<Idmap>, Error> {
+    let asked = !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    if !asked && options.idmap.is_none() {
+        return Ok(None);
+    }
+    let field = format!("{field}.uidMappings");
+    if !matches!(kind, Kind::Bind { .. }) {
+        return Err(Error::config(field, "ids are mapped on bind mounts only"));
+    }
+    let (uids, gids) = if asked {
+        (mount.uid_mappings.as_slice(), mount.gid_mappings.as_slice())
+    } else {
+        ids
+    };
+    for list in [uids, gids] {
+        super::plan::check_mappings(&field, list)?;
+    }
+    Ok(Some(Idmap {
+        uids: uids.to_vec(),
+        gids: gids.to_vec(),
+        recursive: options.idmap.unwrap_or(false),
+    }))
 }
 
 fn plan_overlay(options: &[String], field: &str, bundle: &Path) -> Result<Overlay, Error> {
@@ -230,7 +302,7 @@ pub(crate) fn name(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn handle(path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn handle(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -282,194 +354,8 @@ pub(crate) fn mount_root(
     handle(rootfs).context(what)
 }
 
-fn text(text: &str) -> Result<CString, Error> {
+pub(super) fn text(text: &str) -> Result<CString, Error> {
     CString::new(text).map_err(|_| Error::config("mounts", "a zero byte in an option"))
-}
-
-/// What the mounting needs to know of the container.
-pub(crate) struct Site<'a> {
-    pub(crate) root: BorrowedFd<'a>,
-    pub(crate) own_network: bool,
-    pub(crate) own_ipc: bool,
-    pub(crate) own_pids: bool,
-    /// Whether group 5 (tty) exists inside.
-    pub(crate) has_tty_group: bool,
-    /// Guarantees lost on the way.
-    pub(crate) warnings: Vec<String>,
-}
-
-impl Site<'_> {
-    /// Carries out one mount.
-    pub(crate) fn mount(&mut self, mounting: &Mounting) -> Result<(), Error> {
-        let field = &mounting.field;
-        let destination = &mounting.destination;
-        let what = || format!("config.json: {field}: /{}", destination.display());
-        let flags = mounting.options.flags;
-        if let Kind::Bind { source, recursive } = &mounting.kind {
-            let source =
-                handle(source).context(|| format!("config.json: {field}.source: {}", source.display()))?;
-            return self
-                .bind(source.as_fd(), destination, *recursive, &mounting.options)
-                .context(what);
-        }
-        let target = match mounting.kind {
-            // A symlink in the image must not put these elsewhere, where masks would miss them.
-            Kind::Proc | Kind::Sysfs => self.real_directory(destination).context(what)?,
-            _ => resolve::make(self.root, destination, Leaf::Directory).context(what)?,
-        };
-        let mut data = mounting.options.data.clone();
-        if mounting.kind == Kind::Devpts && !self.has_tty_group {
-            data.retain(|option| option != "gid=5");
-        }
-        let data = text(&data.join(","))?;
-        let mount = |kind: &str, flags| {
-            rustix::mount::mount(kind, name(target.as_fd()), kind, flags, data.as_c_str())
-        };
-        match mounting.kind {
-            Kind::Proc if !self.own_pids => {
-                self.warnings.push(format!(
-                    "{field}: the host's /proc, since the pid namespace is the host's"
-                ));
-                let source = handle(Path::new("/proc")).context(what)?;
-                return self
-                    .bind(source.as_fd(), destination, true, &mounting.options)
-                    .context(what);
-            }
-            Kind::Proc => mount("proc", flags).context(what)?,
-            Kind::Sysfs if !self.own_network => {
-                let source = handle(Path::new("/sys")).context(what)?;
-                return self
-                    .bind(source.as_fd(), destination, true, &mounting.options)
-                    .context(what);
-            }
-            Kind::Sysfs => mount("sysfs", flags).context(what)?,
-            Kind::Mqueue if !self.own_ipc => {
-                let source = handle(Path::new("/dev/mqueue")).context(what)?;
-                return self
-                    .bind(source.as_fd(), destination, true, &mounting.options)
-                    .context(what);
-            }
-            Kind::Mqueue => mount("mqueue", flags).context(what)?,
-            Kind::Devpts => mount("devpts", flags).context(what)?,
-            Kind::Tmpfs => mount("tmpfs", flags).context(what)?,
-            Kind::Cgroup => {
-                let unified = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.f_type == 0x6367_7270);
-                if !unified || mount("cgroup2", flags).is_err() {
-                    self.warnings.push(format!(
-                        "{field}: /{}: not mounted, no cgroup v2 hierarchy is delegated",
-                        destination.display()
-                    ));
-                    return Ok(());
-                }
-            }
-            Kind::Bind { .. } => {}
-        }
-        self.propagate(destination, &mounting.options).context(what)
-    }
-
-    /// Binds `source` on `destination`, which is made if it is missing, then sets flags and propagation.
-    pub(crate) fn bind(
-        &self,
-        source: BorrowedFd<'_>,
-        destination: &Path,
-        recursive: bool,
-        options: &Options,
-    ) -> rustix::io::Result<()> {
-        let directory = FileType::from_raw_mode(rustix::fs::fstat(source)?.st_mode) == FileType::Directory;
-        let leaf = if directory { Leaf::Directory } else { Leaf::File };
-        let target = resolve::make(self.root, destination, leaf)?;
-        if recursive {
-            rustix::mount::mount_bind_recursive(name(source), name(target.as_fd()))?;
-        } else {
-            rustix::mount::mount_bind(name(source), name(target.as_fd()))?;
-        }
-        if !options.flags.is_empty() {
-            remount(resolve::open(self.root, destination)?.as_fd(), options.flags)?;
-        }
-        self.propagate(destination, options)
-    }
-
-    fn propagate(&self, destination: &Path, options: &Options) -> rustix::io::Result<()> {
-        for change in &options.propagation {
-            let top = resolve::open(self.root, destination)?;
-            rustix::mount::mount_change(name(top.as_fd()), *change)?;
-        }
-        Ok(())
-    }
-
-    fn real_directory(&self, destination: &Path) -> rustix::io::Result<OwnedFd> {
-        let target = resolve::make(self.root, destination, Leaf::Directory)?;
-        let parent = resolve::open(self.root, destination.parent().unwrap_or(Path::new("")))?;
-        let leaf = destination.file_name().ok_or(Errno::INVAL)?;
-        let direct = rustix::fs::openat(
-            &parent,
-            leaf,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let (a, b) = (rustix::fs::fstat(&target)?, rustix::fs::fstat(&direct)?);
-        if FileType::from_raw_mode(b.st_mode) == FileType::Symlink
-            || (a.st_dev, a.st_ino) != (b.st_dev, b.st_ino)
-        {
-            return Err(Errno::LOOP);
-        }
-        Ok(target)
-    }
-
-    /// Hides a path: an empty read-only directory, or the null device. Missing paths are hidden already.
-    pub(crate) fn mask(&self, path: &str, null: BorrowedFd<'_>) -> Result<(), Error> {
-        let what = || format!("config.json: linux.maskedPaths: {path}");
-        let target = match resolve::open(self.root, &resolve::clean(path)) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            target => target.context(what)?,
-        };
-        if resolve::is_directory(&target).context(what)? {
-            rustix::mount::mount(
-                "tmpfs",
-                name(target.as_fd()),
-                "tmpfs",
-                MountFlags::RDONLY,
-                c"size=0k",
-            )
-        } else {
-            rustix::mount::mount_bind(name(null), name(target.as_fd()))
-        }
-        .context(what)
-    }
-
-    /// Makes a path read-only. Missing paths cannot be written.
-    pub(crate) fn protect(&self, path: &str) -> Result<(), Error> {
-        let what = || format!("config.json: linux.readonlyPaths: {path}");
-        let relative = resolve::clean(path);
-        let target = match resolve::open(self.root, &relative) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            target => target.context(what)?,
-        };
-        rustix::mount::mount_bind_recursive(name(target.as_fd()), name(target.as_fd())).context(what)?;
-        let top = resolve::open(self.root, &relative).context(what)?;
-        remount(top.as_fd(), MountFlags::RDONLY).context(what)
-    }
-}
-
-/// Adds flags to a bind mount. A user namespace must keep those its source had.
-pub(crate) fn remount(top: BorrowedFd<'_>, flags: MountFlags) -> rustix::io::Result<()> {
-    use rustix::fs::StatVfsMountFlags as Has;
-    let kept = rustix::fs::fstatvfs(top)?.f_flag;
-    let mut flags = flags;
-    for (has, flag) in [
-        (Has::RDONLY, MountFlags::RDONLY),
-        (Has::NOSUID, MountFlags::NOSUID),
-        (Has::NODEV, MountFlags::NODEV),
-        (Has::NOEXEC, MountFlags::NOEXEC),
-        (Has::NOATIME, MountFlags::NOATIME),
-        (Has::NODIRATIME, MountFlags::NODIRATIME),
-        (Has::RELATIME, MountFlags::RELATIME),
-    ] {
-        if kept.contains(has) {
-            flags |= flag;
-        }
-    }
-    rustix::mount::mount_remount(name(top), flags | MountFlags::BIND, c"")
 }
 
 /// Makes the host's mounts receive nothing from here, and this namespace nothing that the bundle did not ask for.
@@ -492,6 +378,7 @@ mod tests {
             kind: Some(kind.into()),
             source: Some(source.into()),
             options: options.iter().map(|o| (*o).to_owned()).collect(),
+            ..config::Mount::default()
         }
     }
 
@@ -501,10 +388,16 @@ mod tests {
             (mount("/", "tmpfs", "tmpfs", &[]), "mounts[0].destination"),
             (mount("/proc/..", "bind", "/x", &[]), "mounts[0].destination"),
             (mount("", "bind", "/x", &[]), "mounts[0].destination"),
-            (mount("/a", "ext4", "/dev/sda", &[]), "mounts[0].type"),
-            (mount("/a", "overlay", "o", &[]), "mounts[0].type"),
+            (mount("/a", "ext4\0", "/dev/sda", &[]), "mounts[0].type"),
+            (mount("/a", "ext4", "/dev\0", &[]), "mounts[0].type"),
+            (
+                mount("/a", "ext4", "/dev/sda", &["idmap"]),
+                "mounts[0].uidMappings",
+            ),
+            (mount("/a", "bind", "/x", &["idmap"]), "mounts[0].uidMappings"),
+            (mount("/a", "proc", "proc", &["tmpcopyup"]), "mounts[0].options"),
             (mount("/a", "bind", "", &[]), "mounts[0].source"),
-            (mount("/a", "bind", "/x", &["size=3"]), "mounts[0].options"),
+            (mount("/a", "bind", "/x", &["nosiud"]), "mounts[0].options"),
             (
                 mount("/proc/sys/kernel", "bind", "/x", &[]),
                 "mounts[0].destination",
@@ -524,7 +417,12 @@ mod tests {
             ),
         ];
         for (mount, expected) in cases {
-            match plan(std::slice::from_ref(&mount), Path::new("/b")) {
+            match plan(
+                std::slice::from_ref(&mount),
+                Path::new("/b"),
+                (&[], &[]),
+                &mut Vec::new(),
+            ) {
                 Err(Error::Config { field, .. }) => assert_eq!(field, expected, "{mount:?}"),
                 other => panic!("{mount:?}: {other:?}"),
             }
@@ -540,10 +438,12 @@ mod tests {
                 "overlay",
                 &["lowerdir=/a\\:b:c", "upperdir=upper", "workdir=work"],
             ),
-            mount("/data", "bind", "data", &["ro"]),
+            mount("/data", "bind", "data", &["ro", "size=3"]),
             mount("/proc/meminfo", "bind", "/m", &[]),
         ];
-        let (overlay, rest) = plan(&mounts, Path::new("/b")).unwrap();
+        let mut warnings = Vec::new();
+        let (overlay, rest) = plan(&mounts, Path::new("/b"), (&[], &[]), &mut warnings).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
         let overlay = overlay.unwrap();
         assert_eq!(overlay.lower, [PathBuf::from("/a:b"), "/b/c".into()]);
         assert_eq!(overlay.upper_work, Some(("/b/upper".into(), "/b/work".into())));
@@ -554,6 +454,6 @@ mod tests {
                 recursive: true
             }
         );
-        assert!(rest[0].is_readonly() && !rest[0].is_late() && rest[1].is_late());
+        assert!(rest[0].options.flags.set.contains(MountFlags::RDONLY));
     }
 }

@@ -2,49 +2,133 @@
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-/// Options that are honoured on any mount.
-pub(crate) const NAMES: &[&str] = &[
-    "async",
-    "atime",
+/// Options of a mount's flags: set or cleared.
+const FLAGS: &[(&str, MountFlags, bool)] = &[
+    ("async", MountFlags::SYNCHRONOUS, false),
+    ("atime", MountFlags::NOATIME, false),
+    ("dev", MountFlags::NODEV, false),
+    ("diratime", MountFlags::NODIRATIME, false),
+    ("dirsync", MountFlags::DIRSYNC, true),
+    ("exec", MountFlags::NOEXEC, false),
+    ("iversion", I_VERSION, true),
+    ("lazytime", MountFlags::LAZYTIME, true),
+    ("loud", MountFlags::SILENT, false),
+    ("mand", MountFlags::PERMIT_MANDATORY_FILE_LOCKING, true),
+    ("noatime", MountFlags::NOATIME, true),
+    ("nodev", MountFlags::NODEV, true),
+    ("nodiratime", MountFlags::NODIRATIME, true),
+    ("noexec", MountFlags::NOEXEC, true),
+    ("noiversion", I_VERSION, false),
+    ("nolazytime", MountFlags::LAZYTIME, false),
+    ("nomand", MountFlags::PERMIT_MANDATORY_FILE_LOCKING, false),
+    ("norelatime", MountFlags::RELATIME, false),
+    ("nostrictatime", MountFlags::STRICTATIME, false),
+    ("nosuid", MountFlags::NOSUID, true),
+    ("nosymfollow", MountFlags::NOSYMFOLLOW, true),
+    ("relatime", MountFlags::RELATIME, true),
+    ("ro", MountFlags::RDONLY, true),
+    ("rw", MountFlags::RDONLY, false),
+    ("silent", MountFlags::SILENT, true),
+    ("strictatime", MountFlags::STRICTATIME, true),
+    ("suid", MountFlags::NOSUID, false),
+    ("symfollow", MountFlags::NOSYMFOLLOW, false),
+    ("sync", MountFlags::SYNCHRONOUS, true),
+];
+
+/// `MS_I_VERSION`, which has no name in the library.
+const I_VERSION: MountFlags = MountFlags::from_bits_retain(1 << 23);
+
+/// Options that say something of the whole tree: set or cleared, as `mount_setattr` does it.
+const RECURSIVE: &[(&str, MountFlags, bool)] = &[
+    ("ratime", MountFlags::NOATIME, false),
+    ("rdev", MountFlags::NODEV, false),
+    ("rdiratime", MountFlags::NODIRATIME, false),
+    ("rexec", MountFlags::NOEXEC, false),
+    ("rnoatime", MountFlags::NOATIME, true),
+    ("rnodev", MountFlags::NODEV, true),
+    ("rnodiratime", MountFlags::NODIRATIME, true),
+    ("rnoexec", MountFlags::NOEXEC, true),
+    ("rnorelatime", MountFlags::RELATIME, false),
+    ("rnostrictatime", MountFlags::STRICTATIME, false),
+    ("rnosuid", MountFlags::NOSUID, true),
+    ("rnosymfollow", MountFlags::NOSYMFOLLOW, true),
+    ("rrelatime", MountFlags::RELATIME, true),
+    ("rro", MountFlags::RDONLY, true),
+    ("rrw", MountFlags::RDONLY, false),
+    ("rstrictatime", MountFlags::STRICTATIME, true),
+    ("rsuid", MountFlags::NOSUID, false),
+    ("rsymfollow", MountFlags::NOSYMFOLLOW, false),
+];
+
+/// Options that are words of their own.
+const WORDS: &[&str] = &[
     "bind",
     "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "noatime",
-    "nodev",
-    "nodiratime",
-    "noexec",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "nosymfollow",
+    "idmap",
     "private",
     "rbind",
-    "relatime",
-    "ro",
+    "remount",
+    "ridmap",
     "rprivate",
     "rshared",
     "rslave",
     "runbindable",
-    "rw",
     "shared",
     "slave",
-    "strictatime",
-    "suid",
-    "symfollow",
-    "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
+/// Options that are honoured on any mount, sorted.
+pub(crate) fn names() -> Vec<&'static str> {
+    let flags = FLAGS.iter().chain(RECURSIVE).map(|(name, ..)| *name);
+    let mut names: Vec<_> = flags.chain(WORDS.iter().copied()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Flags to set and to clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) set: MountFlags,
+    pub(crate) clear: MountFlags,
+}
+
+impl Default for Change {
+    fn default() -> Self {
+        Self {
+            set: MountFlags::empty(),
+            clear: MountFlags::empty(),
+        }
+    }
+}
+
+impl Change {
+    fn apply(&mut self, flag: MountFlags, set: bool) {
+        self.set.set(flag, set);
+        self.clear.set(flag, !set);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.clear.is_empty()
+    }
+}
+
 /// A mount's options, taken apart.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
     /// `bind` or `rbind`, and which.
     pub(crate) bind: Option<bool>,
+    /// Change a mount that is there.
+    pub(crate) remount: bool,
     /// Flags of the mount.
-    pub(crate) flags: MountFlags,
+    pub(crate) flags: Change,
+    /// Flags of the mount and of all beneath it.
+    pub(crate) recursive: Change,
+    /// `idmap` or `ridmap`, and which.
+    pub(crate) idmap: Option<bool>,
+    /// Fill a new tmpfs with what it covers.
+    pub(crate) copy_up: bool,
     /// Changes of propagation, in order.
     pub(crate) propagation: Vec<MountPropagationFlags>,
     /// What the filesystem itself reads, joined by commas.
@@ -55,61 +139,37 @@ pub(crate) struct Options {
 ///
 /// # Errors
 ///
-/// Returns the option that this runtime knows but does not honour.
+/// Returns the option that cannot be one.
 pub(crate) fn parse(options: &[String]) -> Result<Options, String> {
-    let mut parsed = Options {
-        bind: None,
-        flags: MountFlags::empty(),
-        propagation: Vec::new(),
-        data: Vec::new(),
-    };
+    let mut parsed = Options::default();
     for option in options {
         if option.bytes().any(|b| b == 0) || (option.contains(',') && !option.contains('=')) {
             return Err(format!("{option:?}: malformed"));
         }
-        let (flag, set) = match option.as_str() {
-            "defaults" | "" => continue,
-            "bind" => {
-                parsed.bind = Some(parsed.bind.unwrap_or(false));
-                continue;
-            }
-            "rbind" => {
-                parsed.bind = Some(true);
-                continue;
-            }
-            "ro" => (MountFlags::RDONLY, true),
-            "rw" => (MountFlags::RDONLY, false),
-            "nosuid" => (MountFlags::NOSUID, true),
-            "suid" => (MountFlags::NOSUID, false),
-            "nodev" => (MountFlags::NODEV, true),
-            "dev" => (MountFlags::NODEV, false),
-            "noexec" => (MountFlags::NOEXEC, true),
-            "exec" => (MountFlags::NOEXEC, false),
-            "sync" => (MountFlags::SYNCHRONOUS, true),
-            "async" => (MountFlags::SYNCHRONOUS, false),
-            "dirsync" => (MountFlags::DIRSYNC, true),
-            "noatime" => (MountFlags::NOATIME, true),
-            "atime" => (MountFlags::NOATIME, false),
-            "nodiratime" => (MountFlags::NODIRATIME, true),
-            "diratime" => (MountFlags::NODIRATIME, false),
-            "relatime" => (MountFlags::RELATIME, true),
-            "norelatime" => (MountFlags::RELATIME, false),
-            "strictatime" => (MountFlags::STRICTATIME, true),
-            "nostrictatime" => (MountFlags::STRICTATIME, false),
-            "nosymfollow" => (MountFlags::NOSYMFOLLOW, true),
-            "symfollow" => (MountFlags::NOSYMFOLLOW, false),
+        let find = |list: &[(&str, MountFlags, bool)]| {
+            let found = list.iter().find(|(name, ..)| name == option);
+            found.map(|(_, flag, set)| (*flag, *set))
+        };
+        match option.as_str() {
+            "defaults" | "" => {}
+            "bind" => parsed.bind = Some(parsed.bind.unwrap_or(false)),
+            "rbind" => parsed.bind = Some(true),
+            "remount" => parsed.remount = true,
+            "idmap" => parsed.idmap = Some(parsed.idmap.unwrap_or(false)),
+            "ridmap" => parsed.idmap = Some(true),
+            "tmpcopyup" => parsed.copy_up = true,
             word => {
-                if let Some(change) = propagation(word) {
+                if let Some((flag, set)) = find(FLAGS) {
+                    parsed.flags.apply(flag, set);
+                } else if let Some((flag, set)) = find(RECURSIVE) {
+                    parsed.recursive.apply(flag, set);
+                } else if let Some(change) = propagation(word) {
                     parsed.propagation.push(change);
-                } else if refused(word) {
-                    return Err(format!("{option:?}: not supported by this runtime"));
                 } else {
                     parsed.data.push(option.clone());
                 }
-                continue;
             }
-        };
-        parsed.flags.set(flag, set);
+        }
     }
     Ok(parsed)
 }
@@ -129,31 +189,6 @@ pub(crate) fn propagation(word: &str) -> Option<MountPropagationFlags> {
     })
 }
 
-/// Options of the specification that need more than flags: recursive attributes, id-mapped mounts, copying up.
-fn refused(word: &str) -> bool {
-    const RECURSIVE: &[&str] = &[
-        "rro",
-        "rrw",
-        "rnosuid",
-        "rsuid",
-        "rnodev",
-        "rdev",
-        "rnoexec",
-        "rexec",
-        "rnoatime",
-        "ratime",
-        "rrelatime",
-        "rnorelatime",
-        "rstrictatime",
-        "rnostrictatime",
-        "rnodiratime",
-        "rdiratime",
-        "rnosymfollow",
-        "rsymfollow",
-    ];
-    RECURSIVE.contains(&word) || matches!(word, "idmap" | "ridmap" | "tmpcopyup" | "mand" | "nomand")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,13 +199,26 @@ mod tests {
 
     #[test]
     fn options_are_taken_apart() {
-        let parsed = parse(&words("rbind ro nosuid rw rprivate size=64k mode=755")).unwrap();
+        let parsed = parse(&words(
+            "rbind ro nosuid rw rprivate size=64k mode=755 rro ridmap tmpcopyup",
+        ))
+        .unwrap();
         assert_eq!(parsed.bind, Some(true));
-        assert_eq!(parsed.flags, MountFlags::NOSUID);
+        assert_eq!(parsed.flags.set, MountFlags::NOSUID);
+        assert_eq!(parsed.flags.clear, MountFlags::RDONLY);
+        assert_eq!(parsed.recursive.set, MountFlags::RDONLY);
+        assert_eq!((parsed.idmap, parsed.copy_up), (Some(true), true));
         assert_eq!(parsed.propagation.len(), 1);
         assert_eq!(parsed.data, ["size=64k", "mode=755"]);
-        for refused in ["rro", "idmap", "tmpcopyup", "ro,suid", "a\0"] {
+        for refused in ["ro,suid", "a\0"] {
             assert!(parse(&words(refused)).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_an_option() {
+        for name in names() {
+            assert!(parse(&words(name)).unwrap().data.is_empty(), "{name}");
         }
     }
 }

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use serde::{Deserialize, Serialize};
 
 use super::mounts::{self, Kind, Mounting, Overlay};
 use super::options;
+use crate::attributes::Domain;
 use crate::cgroup::Resources;
-use crate::config::{Config, Device, Hooks, IdMapping, Process};
-use crate::confine::Credentials;
+use crate::config::{Config, Device, Hooks, IdMapping, Process, Seccomp};
+use crate::confine::{Credentials, KEEP_GROUPS};
 use crate::error::{Context, Error};
 use crate::policy::{self, Policy};
 use crate::seccomp::Filter;
@@ -23,7 +25,7 @@ use crate::sys;
 const ANNOTATIONS: &[&str] = &["dev.wherry.seccomp", "dev.wherry.landlock", "dev.wherry.ports"];
 
 /// Namespaces that a bundle may name.
-pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+pub(crate) const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 
 /// Most id ranges: the kernel's own limit.
 const MAX_MAPPINGS: usize = 340;
@@ -68,21 +70,74 @@ pub(crate) struct Plan {
     pub(crate) sysctl: BTreeMap<String, String>,
     pub(crate) process: Process,
     pub(crate) credentials: Credentials,
-    pub(crate) filter: Option<Filter>,
+    /// The system call filter, compiled by who installs it: while the mounts are made.
+    pub(crate) filter: FilterSource,
     pub(crate) policy: Policy,
     pub(crate) hooks: Hooks,
     /// Where its cgroup shall be.
     pub(crate) cgroups_path: Option<String>,
     /// Limits of its cgroup.
     pub(crate) resources: Resources,
+    /// Whether the creator is root of the host.
+    pub(crate) host_root: bool,
     /// Guarantees lost and fields not honoured, by name.
     pub(crate) warnings: Vec<String>,
+    /// Whether AppArmor can be asked to confine.
+    pub(crate) has_apparmor: bool,
+    /// Execution domain and memory policy of all processes.
+    pub(crate) domain: Domain,
+    /// Clocks of a new time namespace, in the kernel's words.
+    pub(crate) clocks: String,
+    /// Root of the new user namespace is the caller: what it makes belongs to the right user before the ids are mapped.
+    pub(crate) maps_own_root: bool,
+    /// Supplementary groups stay the caller's.
+    pub(crate) keep_groups: bool,
+    /// Where the listener of the system call filter is sent.
+    pub(crate) listener: Option<Listener>,
+}
+
+/// Where the system call filter comes from.
+#[derive(Debug)]
+pub(crate) enum FilterSource {
+    /// There is none.
+    None,
+    /// The default one, for the capabilities of the bundle's process.
+    BuiltIn,
+    /// The bundle's.
+    Profile(Seccomp),
+}
+
+/// Who answers system calls with `SCMP_ACT_NOTIFY`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listener {
+    /// Its socket.
+    pub(crate) path: PathBuf,
+    /// Text for it.
+    pub(crate) metadata: Option<String>,
 }
 
 impl Plan {
+    /// Compiles the system call filter.
+    ///
+    /// # Errors
+    ///
+    /// Names the field of the profile that is refused.
+    pub(crate) fn compile_filter(&self, warnings: &mut Vec<String>) -> Result<Option<Filter>, Error> {
+        match &self.filter {
+            FilterSource::None => Ok(None),
+            FilterSource::BuiltIn => Ok(Some(Filter::built_in(self.credentials.bounding()))),
+            FilterSource::Profile(profile) => Filter::compile(profile, warnings).map(Some),
+        }
+    }
+
+    /// Whether mounting can begin before the ids are mapped: nothing is made that belongs to somebody else then.
+    pub(crate) fn begins_unmapped(&self) -> bool {
+        self.maps_own_root && self.overlay.is_none() && self.sysctl.is_empty() && self.clocks.is_empty()
+    }
+
     /// Whether the container's user namespace is not the host's first one.
     pub(crate) fn in_user_namespace(&self) -> bool {
-        !is_host_root() || self.new.contains(UnshareFlags::NEWUSER)
+        !self.host_root || self.new.contains(UnshareFlags::NEWUSER)
     }
 
     /// Whether init can be made in the container's cgroup: its maker, the spawner, must be the user who made the cgroup, in
@@ -118,7 +173,11 @@ pub(crate) fn is_host_root() -> bool {
 /// Names the field that is refused.
 pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> Result<Plan, Error> {
     check_annotations(&config)?;
-    let (overlay, mounts) = mounts::plan(&config.mounts, bundle)?;
+    let ids = (
+        config.linux.uid_mappings.as_slice(),
+        config.linux.gid_mappings.as_slice(),
+    );
+    let (overlay, mounts) = mounts::plan(&config.mounts, bundle, ids, &mut warnings)?;
     if config.root.path.is_empty() || config.root.path.contains('\0') {
         return Err(Error::config("root.path", "expected a path"));
     }
@@ -135,6 +194,7 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
                 let rest = name.trim_start_matches("kernel.");
                 (rest.starts_with("msg") || rest.starts_with("shm") || rest == "sem")
                     && own(UnshareFlags::NEWIPC)
+                    || rest == "domainname" && own(UnshareFlags::NEWUTS)
             }
             _ => false,
         };
@@ -145,6 +205,14 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
             ));
         }
     }
+    if let (Some(name), Some(value)) = (&config.domainname, config.linux.sysctl.get("kernel.domainname"))
+        && name != value
+    {
+        return Err(Error::config(
+            "linux.sysctl.kernel.domainname",
+            format!("{value:?}: config.json's domainname is {name:?}"),
+        ));
+    }
     if (config.hostname.is_some() || config.domainname.is_some()) && !own(UnshareFlags::NEWUTS) {
         return Err(Error::config(
             "hostname",
@@ -153,15 +221,14 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     }
 
     let seccomp_off = config.annotation("dev.wherry.seccomp").is_some();
-    let credentials = Credentials::from_process(&config.process, mappings.as_ref(), &mut warnings)?;
-    let filter = match &config.linux.seccomp {
-        _ if seccomp_off => {
-            warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
-            None
-        }
-        Some(profile) => Some(Filter::compile(profile, &mut warnings)?),
-        None => Some(Filter::built_in(credentials.bounding())),
-    };
+    let keep_groups = config
+        .annotation(KEEP_GROUPS)
+        .is_some_and(|value| !matches!(value, "" | "0"));
+    let credentials =
+        Credentials::from_process(&config.process, mappings.as_ref(), keep_groups, &mut warnings)?;
+    if seccomp_off {
+        warnings.push("seccomp: off, as the annotation dev.wherry.seccomp asks".into());
+    }
 
     let ports = config
         .annotation("dev.wherry.ports")
@@ -171,12 +238,6 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
     let policy = policy::decide(
         &policy::Asked {
             off: config.annotation("dev.wherry.landlock").is_some(),
-            readonly_root: config.root.readonly,
-            writable_mounts: mounts
-                .iter()
-                .filter(|m| !m.is_readonly() && !m.is_late() && m.kind != Kind::Cgroup)
-                .map(|m| m.destination.clone())
-                .collect(),
             private_network: own_network,
             private_pids: !matches!(namespaces.pids, Pids::Host),
             ports,
@@ -203,6 +264,30 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         }
     }
     check_process(&config.process)?;
+    check_labels(&config, &mut warnings)?;
+    warnings.extend(check_apparmor(config.process.apparmor_profile.as_deref()));
+    let clocks = plan_clocks(&config, namespaces.new.contains(UnshareFlags::NEWTIME))?;
+    let domain = Domain::new(
+        config.linux.personality.as_ref(),
+        config.linux.memory_policy.as_ref(),
+    )?;
+    let maps_own_root = mappings.as_ref().is_some_and(|mappings| {
+        let own = |list: &[IdMapping], id: u32| list.iter().any(|m| m.container_id == 0 && m.host_id == id);
+        own(&mappings.uids, rustix::process::geteuid().as_raw())
+            && own(&mappings.gids, rustix::process::getegid().as_raw())
+    });
+    let listener = config
+        .linux
+        .seccomp
+        .as_ref()
+        .filter(|_| !seccomp_off)
+        .and_then(|profile| {
+            let path = profile.listener_path.as_ref().filter(|path| !path.is_empty())?;
+            Some(Listener {
+                path: path.into(),
+                metadata: profile.listener_metadata.clone(),
+            })
+        });
     if config.process.terminal && own(UnshareFlags::NEWNS) && !mounts.iter().any(|m| m.kind == Kind::Devpts) {
         return Err(Error::config("process.terminal", "needs a devpts mount"));
     }
@@ -226,13 +311,81 @@ pub(crate) fn plan(config: Config, mut warnings: Vec<String>, bundle: &Path) -> 
         sysctl: config.linux.sysctl,
         process: config.process,
         credentials,
-        filter,
+        filter: match config.linux.seccomp {
+            _ if seccomp_off => FilterSource::None,
+            Some(profile) => FilterSource::Profile(profile),
+            None => FilterSource::BuiltIn,
+        },
+        maps_own_root,
         policy,
         hooks: config.hooks,
         cgroups_path: config.linux.cgroups_path,
         resources: config.linux.resources.unwrap_or_default(),
         warnings,
+        host_root: is_host_root(),
+        has_apparmor: has_apparmor(),
+        domain,
+        clocks,
+        keep_groups,
+        listener,
     })
+}
+
+/// The offsets of a new time namespace, as the kernel reads them.
+fn plan_clocks(config: &Config, own_time: bool) -> Result<String, Error> {
+    let mut clocks = String::new();
+    for (name, offset) in &config.linux.time_offsets {
+        let field = format!("linux.timeOffsets.{name}");
+        if !matches!(name.as_str(), "monotonic" | "boottime") {
+            return Err(Error::config(field, "expected monotonic or boottime"));
+        }
+        if !own_time {
+            return Err(Error::config(
+                field,
+                "needs a new time namespace in linux.namespaces",
+            ));
+        }
+        clocks += &format!("{name} {} {}\n", offset.secs, offset.nanosecs);
+    }
+    Ok(clocks)
+}
+
+/// Whether this kernel has AppArmor on.
+fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
+/// The warning for a profile of AppArmor, where there is none.
+pub(crate) fn check_apparmor(profile: Option<&str>) -> Option<String> {
+    let profile = profile.filter(|profile| !profile.is_empty() && !has_apparmor())?;
+    Some(format!(
+        "process.apparmorProfile: {profile:?}: not enforced, this kernel has no AppArmor on"
+    ))
+}
+
+/// Labels are SELinux's: without it there is nothing to label, and with it they are not set.
+fn check_labels(config: &Config, warnings: &mut Vec<String>) -> Result<(), Error> {
+    for (field, label) in [
+        ("process.selinuxLabel", &config.process.selinux_label),
+        ("linux.mountLabel", &config.linux.mount_label),
+    ] {
+        warnings.extend(check_label(field, label.as_deref())?);
+    }
+    Ok(())
+}
+
+/// The warning for a label, where it means nothing.
+pub(crate) fn check_label(field: &str, label: Option<&str>) -> Result<Option<String>, Error> {
+    match label {
+        None | Some("") => Ok(None),
+        Some(_) if Path::new("/sys/fs/selinux/enforce").exists() => Err(Error::config(
+            field,
+            "SELinux is on, and this runtime does not set its labels: remove the field",
+        )),
+        Some(label) => Ok(Some(format!(
+            "{field}: {label:?}: ignored, this kernel has no SELinux on"
+        ))),
+    }
 }
 
 impl Config {
@@ -308,6 +461,7 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
             "network" => UnshareFlags::NEWNET,
             "cgroup" => UnshareFlags::NEWCGROUP,
             "pid" => UnshareFlags::NEWPID,
+            "time" => UnshareFlags::NEWTIME,
             other => {
                 return Err(Error::config(
                     field,
@@ -348,6 +502,7 @@ fn plan_namespaces(config: &Config) -> Result<Namespaces, Error> {
                     UnshareFlags::NEWIPC => LinkNameSpaceType::InterProcessCommunication,
                     UnshareFlags::NEWUTS => LinkNameSpaceType::HostNameAndNISDomainName,
                     UnshareFlags::NEWCGROUP => LinkNameSpaceType::ControlGroup,
+                    UnshareFlags::NEWTIME => LinkNameSpaceType::Time,
                     _ => LinkNameSpaceType::Network,
                 };
                 let position = if flag == UnshareFlags::NEWUSER {
@@ -400,19 +555,25 @@ fn plan_mappings(config: &Config, namespaces: &Namespaces) -> Result<Option<Mapp
         ("linux.uidMappings", &mappings.uids),
         ("linux.gidMappings", &mappings.gids),
     ] {
-        if list.is_empty() || list.len() > MAX_MAPPINGS {
-            return Err(Error::config(
-                field,
-                format!("expected 1 to {MAX_MAPPINGS} ranges, got {}", list.len()),
-            ));
-        }
-        for (index, m) in list.iter().enumerate() {
-            let overflows =
-                m.container_id.checked_add(m.size).is_none() || m.host_id.checked_add(m.size).is_none();
-            if m.size == 0 || overflows {
-                return Err(Error::config(format!("{field}[{index}]"), "not a range of ids"));
-            }
-        }
+        check_mappings(field, list)?;
     }
     Ok(Some(mappings))
+}
+
+/// Checks the ranges of ids of one field.
+pub(super) fn check_mappings(field: &str, list: &[IdMapping]) -> Result<(), Error> {
+    if list.is_empty() || list.len() > MAX_MAPPINGS {
+        return Err(Error::config(
+            field,
+            format!("expected 1 to {MAX_MAPPINGS} ranges, got {}", list.len()),
+        ));
+    }
+    for (index, m) in list.iter().enumerate() {
+        let overflows =
+            m.container_id.checked_add(m.size).is_none() || m.host_id.checked_add(m.size).is_none();
+        if m.size == 0 || overflows {
+            return Err(Error::config(format!("{field}[{index}]"), "not a range of ids"));
+        }
+    }
+    Ok(())
 }

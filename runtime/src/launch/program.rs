@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ use super::{Inherited, Message};
 use crate::config::{CapabilitySets, Process, User};
 use crate::confine::{self, Credentials};
 use crate::error::{Context, Error};
+use crate::seccomp::Filter;
 use crate::sys::{self, Signals};
-use crate::{hooks, wire};
+use crate::{attributes, hooks, wire};
 
 /// Where programs are looked for when the environment has no PATH, as in other runtimes.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -42,6 +44,7 @@ pub(crate) struct Request {
     pub(crate) terminal: bool,
     pub(crate) console_size: Option<crate::config::ConsoleSize>,
     pub(crate) preserved: u32,
+    pub(crate) no_new_privileges: bool,
 }
 
 impl Request {
@@ -89,7 +92,7 @@ impl Request {
             process.console_size = self.console_size;
         }
         // A guarantee of the container, not of one process: exec can add it, never take it off.
-        process.no_new_privileges |= base.no_new_privileges;
+        process.no_new_privileges |= base.no_new_privileges || self.no_new_privileges;
         if process.apparmor_profile.is_none() {
             process.apparmor_profile.clone_from(&base.apparmor_profile);
         }
@@ -101,15 +104,14 @@ impl Request {
 /// Init: prepares, waits for `start`, becomes the program.
 ///
 /// `born` says that the kernel made it in the container's cgroup.
-pub(super) fn init(
-    plan: &Plan,
-    inherited: &Inherited,
-    channel: OwnedFd,
-    terminal: Option<&OwnedFd>,
-    born: bool,
-) -> ! {
+pub(super) fn init(plan: &Plan, inherited: &Inherited, channel: OwnedFd, born: bool) -> ! {
+    let mut filter = None;
     let started = enter_cgroup(plan, inherited, &channel, born)
-        .and_then(|()| wait_for_start(plan, inherited, &channel, terminal));
+        .and_then(|()| prepare_filter(plan, inherited))
+        .and_then(|compiled| {
+            filter = compiled;
+            wait_for_start(plan, inherited, &channel)
+        });
     let program = match started {
         Ok(Some(program)) => program,
         Ok(None) => sys::exit_now(1),
@@ -118,7 +120,7 @@ pub(super) fn init(
             sys::exit_now(error.exit_code())
         }
     };
-    let error = become_init(plan, inherited, &program);
+    let error = become_init(plan, inherited, &program, channel.as_fd(), filter.as_ref());
     super::report(channel.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
@@ -138,12 +140,21 @@ fn enter_cgroup(plan: &Plan, inherited: &Inherited, channel: &OwnedFd, born: boo
     Ok(())
 }
 
-fn wait_for_start(
-    plan: &Plan,
-    inherited: &Inherited,
-    channel: &OwnedFd,
-    terminal: Option<&OwnedFd>,
-) -> Result<Option<CString>, Error> {
+/// Compiles the filter while others mount.
+fn prepare_filter(plan: &Plan, inherited: &Inherited) -> Result<Option<Filter>, Error> {
+    let mut warnings = Vec::new();
+    let filter = plan.compile_filter(&mut warnings)?;
+    for warning in warnings {
+        wire::send(&inherited.setup, Message::Warning as u8, warning.as_bytes(), &[])
+            .context(|| "creator")?;
+    }
+    Ok(filter)
+}
+
+fn wait_for_start(plan: &Plan, inherited: &Inherited, channel: &OwnedFd) -> Result<Option<CString>, Error> {
+    // While it waits its owner may look at it: engines and hooks enter its network namespace by /proc/PID/ns. Nothing
+    // of the container runs yet, and nothing else is in a pid namespace of its own.
+    hide(!matches!(plan.pids, Pids::New))?;
     let preserved: Vec<BorrowedFd<'_>> = sys::inherited_range(3, inherited.preserved);
     let mut keep = vec![
         rustix::stdio::stdin(),
@@ -151,22 +162,18 @@ fn wait_for_start(
         rustix::stdio::stderr(),
     ];
     keep.extend([channel.as_fd(), inherited.setup.as_fd()]);
-    keep.extend(terminal.map(AsFd::as_fd));
     keep.extend(preserved);
     sys::close_all_but(&keep).context(|| "close_range")?;
-    if wire::receive(channel).context(|| "spawner")?.is_none() {
+    let Some(packet) = wire::receive(channel).context(|| "spawner")? else {
         return Ok(None);
-    }
+    };
     rustix::process::setsid().context(|| "setsid")?;
-    if let Some(terminal) = terminal {
+    if let Some(terminal) = packet.fds.first() {
         // Now, not at the start: the creator's streams are not the container's.
         take_terminal(terminal.as_fd())?;
     }
     enter_directory(&plan.process.cwd)?;
     let program = locate(&plan.process)?;
-    // While it waits its owner may look at it: engines and hooks enter its network namespace by /proc/PID/ns. Nothing
-    // of the container runs yet, and nothing else is in a pid namespace of its own.
-    hide(!matches!(plan.pids, Pids::New))?;
     inherited.tell(Message::Ready)?;
     let started = wire::receive(channel).context(|| "spawner")?;
     hide(true)?;
@@ -184,7 +191,13 @@ pub(super) fn hide(hidden: bool) -> Result<(), Error> {
     rustix::process::set_dumpable_behavior(behavior).context(|| "dumpable")
 }
 
-fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
+fn become_init(
+    plan: &Plan,
+    inherited: &Inherited,
+    program: &CStr,
+    channel: BorrowedFd<'_>,
+    filter: Option<&Filter>,
+) -> Error {
     let prepare = || -> Result<(), Error> {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         hooks::run(
@@ -202,6 +215,8 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
             plan,
             inherited.preserved,
             program,
+            channel,
+            filter,
         ),
         Err(error) => error,
     }
@@ -210,21 +225,27 @@ fn become_init(plan: &Plan, inherited: &Inherited, program: &CStr) -> Error {
 /// A process of `exec`, in a fork of the spawner. `fds` are those of the request.
 ///
 /// `entered` is how it got into the cgroup.
-pub(super) fn exec(plan: &Plan, fds: Vec<OwnedFd>, entered: Result<(), Error>) -> ! {
+pub(super) fn exec(plan: &Plan, filter: Option<&Filter>, fds: Vec<OwnedFd>, entered: Result<(), Error>) -> ! {
     let mut fds = fds.into_iter();
     let (Some(request), Some(report)) = (fds.next(), fds.next()) else {
         sys::exit_now(1)
     };
     let streams: Vec<OwnedFd> = fds.collect();
     let error = match entered {
-        Ok(()) => become_program(plan, request, &report, &streams),
+        Ok(()) => become_program(plan, filter, request, &report, &streams),
         Err(error) => error,
     };
     super::report(report.as_fd(), &error);
     sys::exit_now(error.exit_code())
 }
 
-fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[OwnedFd]) -> Error {
+fn become_program(
+    plan: &Plan,
+    filter: Option<&Filter>,
+    request: OwnedFd,
+    report: &OwnedFd,
+    streams: &[OwnedFd],
+) -> Error {
     let prepare = || -> Result<(Process, Credentials, CString, u32), Error> {
         let mut text = Vec::new();
         let mut file = std::fs::File::from(request);
@@ -236,7 +257,9 @@ fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[Ow
             serde_json::from_slice(&text).map_err(|e| Error::Usage(format!("exec: process: {e}")))?;
         let process = request.process(&plan.process)?;
         let mut warnings = Vec::new();
-        let credentials = Credentials::from_process(&process, plan.mappings.as_ref(), &mut warnings)?;
+        let mappings = plan.mappings.as_ref();
+        let credentials = Credentials::from_process(&process, mappings, plan.keep_groups, &mut warnings)?;
+        attributes::set_affinity("initial", credentials.scheduling().initial.as_deref())?;
         if let Some(score) = process
             .oom_score_adj
             .filter(|score| Some(*score) != plan.process.oom_score_adj)
@@ -266,27 +289,44 @@ fn become_program(plan: &Plan, request: OwnedFd, report: &OwnedFd, streams: &[Ow
     };
     match prepare() {
         Ok((process, credentials, program, preserved)) => {
-            execute(&process, &credentials, plan, preserved, &program)
+            let last = credentials.scheduling().last.as_deref();
+            match attributes::set_affinity("final", last) {
+                Ok(()) => execute(
+                    &process,
+                    &credentials,
+                    plan,
+                    preserved,
+                    &program,
+                    report.as_fd(),
+                    filter,
+                ),
+                Err(error) => error,
+            }
         }
         Err(error) => error,
     }
 }
 
-/// The last steps, the same for init and exec; returns only with an error.
+/// The last steps, the same for init and exec; returns only with an error. A listener of the filter goes to `parent`.
 fn execute(
     process: &Process,
     credentials: &Credentials,
     plan: &Plan,
     preserved: u32,
     program: &CStr,
+    parent: BorrowedFd<'_>,
+    filter: Option<&Filter>,
 ) -> Error {
+    let hand_over = |listener: OwnedFd| {
+        wire::send(parent, Message::Listener as u8, &[], &[listener.as_fd()]).context(|| "seccomp listener")
+    };
     let confine = || -> Result<(Vec<CString>, Vec<CString>), Error> {
         sys::default_signals();
         Signals::new(Some(&[])).block().context(|| "signals")?;
         if let Some(profile) = process
             .apparmor_profile
             .as_deref()
-            .filter(|profile| !profile.is_empty())
+            .filter(|profile| !profile.is_empty() && plan.has_apparmor)
         {
             confine::set_apparmor(profile)?;
         }
@@ -297,17 +337,63 @@ fn execute(
                 .map_err(|_| Error::config("process", "a zero byte in args or env"))
         };
         let (argv, mut envp) = (strings(&process.args)?, strings(&process.env)?);
+        if inherited_sockets(process) {
+            // Sockets of whoever manages this container: the program checks that they are meant for it.
+            envp.extend(CString::new(format!(
+                "LISTEN_PID={}",
+                rustix::process::getpid().as_raw_nonzero()
+            )));
+        }
         if !process.env.iter().any(|variable| variable.starts_with("HOME=")) {
             envp.extend(CString::new(format!("HOME={}", home(process.user.uid))));
         }
+        own_streams(credentials)?;
         confine::close_descriptors(preserved)?;
-        credentials.assume(plan.filter.as_ref())?;
+        plan.domain.apply()?;
+        credentials.assume(filter, &hand_over)?;
         Ok((argv, envp))
     };
     match confine() {
         Ok((argv, envp)) => program_error(&process.args, sys::execve(program, &argv, &envp)),
         Err(error) => error,
     }
+}
+
+/// Whether the process gets sockets in the way of systemd: `LISTEN_FDS` without the process they are for.
+fn inherited_sockets(process: &Process) -> bool {
+    let has = |name: &str| process.env.iter().any(|variable| variable.starts_with(name));
+    has("LISTEN_FDS=") && !has("LISTEN_PID=")
+}
+
+/// Gives files, pipes and sockets that are the standard streams to the user: a program may open them again by name.
+fn own_streams(credentials: &Credentials) -> Result<(), Error> {
+    let (uid, gid) = credentials.ids();
+    if uid == 0 {
+        return Ok(());
+    }
+    for stream in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let Ok(stat) = rustix::fs::fstat(stream) else {
+            continue;
+        };
+        // A device is shared with others; a terminal was given away when it was made.
+        if stat.st_uid == uid || FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice {
+            continue;
+        }
+        let owner = (
+            rustix::process::Uid::from_raw(uid),
+            rustix::process::Gid::from_raw(gid),
+        );
+        match rustix::fs::fchown(stream, Some(owner.0), Some(owner.1)) {
+            // Of somebody whom this user namespace does not have, or where there are no owners: it stays as it is.
+            Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e).context(|| "standard streams"),
+        }
+    }
+    Ok(())
 }
 
 /// The home directory that the image's /etc/passwd gives a user; `/` if it gives none.

@@ -26,6 +26,7 @@ use super::plan::{Pids, Plan};
 use super::{Inherited, Message, program};
 use crate::cgroup::Entry;
 use crate::error::{Context, Error};
+use crate::seccomp::Filter;
 use crate::sys::{self, Side, Signals};
 use crate::{confine, wire};
 
@@ -36,27 +37,16 @@ const MAX_CLIENTS: usize = 256;
 const WITHOUT_PIDFD: Duration = Duration::from_millis(200);
 
 /// Runs the spawner. It never returns: it is init for a moment's child, and ends with it.
-pub(super) fn run(
-    plan: &Plan,
-    inherited: &Inherited,
-    mounter: OwnedFd,
-    root: BorrowedFd<'_>,
-    terminal: Option<&OwnedFd>,
-) -> ! {
-    if let Err(error) = spawn(plan, inherited, mounter, root, terminal) {
+pub(super) fn run(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<'_>) -> ! {
+    if let Err(error) = spawn(plan, inherited, mounter, root) {
         super::report(inherited.setup.as_fd(), &error);
         sys::exit_now(1)
     }
     sys::exit_now(0)
 }
 
-fn spawn(
-    plan: &Plan,
-    inherited: &Inherited,
-    mounter: OwnedFd,
-    root: BorrowedFd<'_>,
-    terminal: Option<&OwnedFd>,
-) -> Result<(), Error> {
+fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<'_>) -> Result<(), Error> {
+    program::hide(true)?;
     let stdio = [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -71,10 +61,6 @@ fn spawn(
         }
         Pids::Host => {}
     }
-    // In the creator's user namespace this is whoever may ask for something later, as this process sees it.
-    let owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
-        .context(|| "creator")?
-        .uid;
     let children = Signals::new(Some(&[libc::SIGCHLD]));
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     let entry = inherited.cgroup.as_ref();
@@ -82,7 +68,7 @@ fn spawn(
     let init = match side {
         Side::Child => {
             drop((ours, mounter));
-            program::init(plan, inherited, theirs, terminal, born)
+            program::init(plan, inherited, theirs, born)
         }
         Side::Parent(pid) => pid,
     };
@@ -115,11 +101,15 @@ fn spawn(
         None
     };
     let fds: Vec<BorrowedFd<'_>> = namespace.iter().chain(&cgroups).map(AsFd::as_fd).collect();
-    wire::send(&mounter, Message::Pids as u8, &number, &fds).context(|| "mounter")?;
+    if wire::send(&mounter, Message::Pids as u8, &number, &fds).is_err() {
+        // It failed meanwhile, and tells the creator why. Init ends when this process does.
+        return Ok(());
+    }
     drop(namespace);
     let mut spawner = Spawner {
         plan,
-        owner,
+        owner: rustix::process::Uid::ROOT,
+        filter: None,
         listener: inherited.listener.as_fd(),
         entry,
         cgroups,
@@ -170,6 +160,8 @@ struct Client {
 struct Spawner<'a> {
     plan: &'a Plan,
     owner: rustix::process::Uid,
+    /// The system call filter of processes of `exec`, once one was asked for.
+    filter: Option<Option<Filter>>,
     listener: BorrowedFd<'a>,
     entry: Option<&'a Entry>,
     /// The container's cgroup namespace.
@@ -189,10 +181,17 @@ impl Spawner<'_> {
     /// Waits for the mounter and then for the creator to have recorded the container.
     fn hand_over(&mut self, inherited: &Inherited, mounter: OwnedFd) -> Result<(), Error> {
         let lost = || Error::Corrupt("the launch was given up".into());
-        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
-        wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
+        let packet = wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
         drop(mounter);
-        wire::send(channel, Message::Continue as u8, &[], &[]).context(|| "init")?;
+        // In the creator's user namespace this is whoever may ask for something later, as this process sees it now that
+        // the ids are mapped.
+        self.owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
+            .context(|| "creator")?
+            .uid;
+        let terminal: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
+        wire::send(channel, Message::Continue as u8, &[], &terminal).context(|| "init")?;
+        drop(packet);
         // Init reports to the creator by itself; the creator answers here.
         match wire::receive(&inherited.setup).context(|| "creator")? {
             Some(packet) if packet.kind == Message::Commit as u8 => {}
@@ -312,7 +311,9 @@ impl Spawner<'_> {
             }
         }
         // It may have said why before it ended.
-        self.init_spoke();
+        while self.init_channel.is_some() {
+            self.init_spoke();
+        }
         // The kernel has killed what was left in the pid namespace; tell those who wait.
         while !self.clients.iter().all(|client| client.pid.is_none()) {
             match rustix::process::wait(WaitOptions::empty()) {
@@ -357,6 +358,17 @@ impl Spawner<'_> {
             .init_channel
             .as_ref()
             .and_then(|channel| wire::receive(channel).ok().flatten());
+        if let Some(packet) = packet
+            .as_ref()
+            .filter(|packet| packet.kind == Message::Listener as u8)
+        {
+            // It goes on with its program: that is told next.
+            if let Some(client) = &self.starting {
+                let fds: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+                let _ = wire::send(client, packet.kind, &[], &fds);
+            }
+            return;
+        }
         self.init_channel = None;
         if let Some(client) = self.starting.take() {
             let _ = match packet {
@@ -434,8 +446,12 @@ impl Spawner<'_> {
         }
     }
 
-    fn exec(&self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
+    fn exec(&mut self, packet: wire::Packet) -> Result<(Pid, bool), Error> {
         let bound = packet.number(0) == Some(1);
+        if self.filter.is_none() {
+            // What it warns of is known from init's.
+            self.filter = Some(self.plan.compile_filter(&mut Vec::new())?);
+        }
         let (side, born) = fork_into(self.entry, 0).context(|| "exec: fork")?;
         match side {
             Side::Parent(pid) => Ok((pid, bound)),
@@ -447,7 +463,8 @@ impl Spawner<'_> {
                             .context(|| "exec: join the cgroup namespace")
                     })
                 };
-                program::exec(self.plan, packet.fds, enter())
+                let filter = self.filter.as_ref().and_then(Option::as_ref);
+                program::exec(self.plan, filter, packet.fds, enter())
             }
         }
     }

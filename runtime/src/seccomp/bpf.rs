@@ -96,12 +96,14 @@ pub(super) fn ranges(
 
 /// The part of a program for one architecture: the number is loaded and searched.
 pub(super) fn section(architecture: Architecture, ranges: &[(u32, Decision)]) -> Vec<Instruction> {
-    let mut code = vec![statement(LOAD, 0)];
+    // A few instructions for each range.
+    let mut code = Vec::with_capacity(ranges.len() * 4 + 8);
+    code.push(statement(LOAD, 0));
     if architecture == Architecture::X86_64 {
         code.push(branch(IF_GE, X32, 0, 1));
         code.push(statement(RETURN, action::ERRNO | libc::ENOSYS as u32));
     }
-    code.extend(search(ranges));
+    search(ranges, &mut code);
     code
 }
 
@@ -117,27 +119,53 @@ pub(super) fn program(sections: &[(Architecture, Vec<Instruction>)]) -> Vec<Inst
     code
 }
 
-fn search(ranges: &[(u32, Decision)]) -> Vec<Instruction> {
+/// How many instructions [`search`] gives.
+fn length(ranges: &[(u32, Decision)]) -> usize {
     match ranges {
-        [] => vec![statement(RETURN, action::KILL_PROCESS)],
-        [(_, decision)] => decide(decision),
+        [] => 1,
+        [(_, decision)] => {
+            if decision.checked.is_empty() {
+                return 1;
+            }
+            let mut code = Vec::new();
+            decide(decision, &mut code);
+            code.len()
+        }
         _ => {
             let (left, right) = ranges.split_at(ranges.len() / 2);
-            let (below, above) = (search(left), search(right));
-            let mut code = match right.first() {
-                Some((first, _)) => vec![branch(IF_GE, *first, 0, 1), statement(JUMP, below.len() as u32)],
-                None => Vec::new(),
+            let below = length(left);
+            let branch = if u8::try_from(below).is_ok() { 1 } else { 2 };
+            branch + below + length(right)
+        }
+    }
+}
+
+fn search(ranges: &[(u32, Decision)], code: &mut Vec<Instruction>) {
+    match ranges {
+        [] => code.push(statement(RETURN, action::KILL_PROCESS)),
+        [(_, decision)] => decide(decision, code),
+        _ => {
+            let (left, right) = ranges.split_at(ranges.len() / 2);
+            let Some((first, _)) = right.first() else {
+                return;
             };
-            code.extend(below);
-            code.extend(above);
-            code
+            // Over what is below: by the branch itself if that is near enough, for the kernel compiles each instruction.
+            let below = length(left);
+            match u8::try_from(below) {
+                Ok(below) => code.push(branch(IF_GE, *first, below, 0)),
+                Err(_) => {
+                    code.push(branch(IF_GE, *first, 0, 1));
+                    code.push(statement(JUMP, below as u32));
+                }
+            }
+            search(left, code);
+            search(right, code);
         }
     }
 }
 
 /// Every block ends with a return, so blocks can be put one after another.
-fn decide(decision: &Decision) -> Vec<Instruction> {
-    let mut code = Vec::new();
+fn decide(decision: &Decision, code: &mut Vec<Instruction>) {
     for (checks, action) in &decision.checked {
         let mut block = vec![statement(RETURN, *action)];
         for check in checks.iter().rev() {
@@ -148,7 +176,6 @@ fn decide(decision: &Decision) -> Vec<Instruction> {
         code.append(&mut block);
     }
     code.push(statement(RETURN, decision.rest));
-    code
 }
 
 /// Falls through if the check holds, else jumps over `rest` instructions that follow.

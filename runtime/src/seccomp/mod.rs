@@ -14,6 +14,8 @@ mod table;
 
 use caps::CapsHashSet;
 
+use std::os::fd::OwnedFd;
+
 use crate::config::{Seccomp, SeccompArg, SeccompRule};
 use crate::error::Error;
 use crate::sys::{self, Instruction};
@@ -27,6 +29,7 @@ pub(crate) mod action {
     pub(crate) const TRAP: u32 = 0x0003_0000;
     pub(crate) const ERRNO: u32 = 0x0005_0000;
     pub(crate) const TRACE: u32 = 0x7ff0_0000;
+    pub(crate) const NOTIFY: u32 = 0x7fc0_0000;
     pub(crate) const LOG: u32 = 0x7ffc_0000;
     pub(crate) const ALLOW: u32 = 0x7fff_0000;
 }
@@ -39,6 +42,7 @@ pub(crate) const ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -129,6 +133,7 @@ impl Filter {
                 ));
             }
         }
+        check_listener(profile, default)?;
         let mut parsed = Vec::with_capacity(profile.syscalls.len());
         for (index, rule) in profile.syscalls.iter().enumerate() {
             let field = format!("linux.seccomp.syscalls[{index}]");
@@ -167,14 +172,19 @@ impl Filter {
                 ),
             ));
         }
-        Ok(Self {
-            program,
-            flags: parse_flags(&profile.flags)?,
-        })
+        let mut flags = parse_flags(&profile.flags)?;
+        if profile
+            .listener_path
+            .as_ref()
+            .is_some_and(|path| !path.is_empty())
+        {
+            flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32;
+        }
+        Ok(Self { program, flags })
     }
 
-    /// Installs the filter on this process.
-    pub(crate) fn install(&self) -> std::io::Result<()> {
+    /// Installs the filter on this process. The result is what a profile with a listener gives it to answer calls by.
+    pub(crate) fn install(&self) -> std::io::Result<Option<OwnedFd>> {
         sys::seccomp(&self.program, self.flags)
     }
 }
@@ -187,10 +197,11 @@ fn compile(
 ) -> Vec<Instruction> {
     let mut sections = Vec::new();
     for architecture in Architecture::NATIVE {
-        let mut list = Vec::new();
+        let mut list = Vec::with_capacity(512);
         rules(*architecture, &mut list);
+        // Those of one call in the profile's order.
         list.sort_by_key(|(number, _)| *number);
-        let mut decisions: Vec<(u32, Decision)> = Vec::new();
+        let mut decisions: Vec<(u32, Decision)> = Vec::with_capacity(list.len());
         for chunk in list.chunk_by(|a, b| a.0 == b.0) {
             let Some((number, _)) = chunk.first() else {
                 continue;
@@ -218,6 +229,35 @@ fn compile(
     bpf::program(&sections)
 }
 
+/// Calls by which a process hands its listener over: nobody could answer them before.
+const HAND_OVER: &[&str] = &["sendmsg", "socketcall"];
+
+/// A profile that notifies needs somebody to notify.
+fn check_listener(profile: &Seccomp, default: u32) -> Result<(), Error> {
+    let notifies = |rule: &&SeccompRule| rule.action == "SCMP_ACT_NOTIFY";
+    let used = default == action::NOTIFY || profile.syscalls.iter().any(|rule| notifies(&rule));
+    if used && profile.listener_path.as_ref().is_none_or(String::is_empty) {
+        return Err(Error::config(
+            "linux.seccomp.listenerPath",
+            "SCMP_ACT_NOTIFY needs a socket to send the listener to",
+        ));
+    }
+    let needed = |rule: &&SeccompRule| rule.names.iter().any(|name| HAND_OVER.contains(&name.as_str()));
+    let allowed = profile.syscalls.iter().filter(needed);
+    if default == action::NOTIFY
+        && !allowed
+            .clone()
+            .any(|rule| rule.action == "SCMP_ACT_ALLOW" && rule.args.is_empty())
+        || allowed.clone().any(|rule| notifies(&rule))
+    {
+        return Err(Error::config(
+            "linux.seccomp",
+            "SCMP_ACT_NOTIFY on sendmsg: the listener itself is sent by it, so it must be allowed",
+        ));
+    }
+    Ok(())
+}
+
 fn permits(action: u32) -> bool {
     matches!(action, action::ALLOW | action::LOG) || action & 0xffff_0000 == action::TRACE
 }
@@ -232,6 +272,7 @@ fn parse_action(field: &str, name: &str, errno: Option<u32>) -> Result<u32, Erro
         "SCMP_ACT_TRAP" => action::TRAP,
         "SCMP_ACT_TRACE" => action::TRACE | data(libc::EPERM),
         "SCMP_ACT_LOG" => action::LOG,
+        "SCMP_ACT_NOTIFY" => action::NOTIFY,
         other => {
             return Err(Error::config(
                 field,

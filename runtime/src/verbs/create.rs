@@ -8,18 +8,22 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::WaitOptions;
 
 use super::Create;
+use crate::cgroup::Manager;
 use crate::config::{self, Config};
 use crate::error::{Context, Error};
-use crate::launch::{self, Inherited, Launched, Plan};
+use crate::launch::{self, HookState, Inherited, Launched, Plan};
 use crate::state::{Directory, ProcessId, Record, Root};
-use crate::{cgroup, seal, sys};
+use crate::{cgroup, seal};
+
+/// Most descriptors that a container is given.
+const MAX_PRESERVED: u32 = 4096;
 
 /// Carries out `create`.
 ///
 /// # Errors
 ///
 /// Those of the bundle, by field, and of the launch. Nothing is left of a container that could not be created.
-pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
+pub fn run(root: &Root, options: &Create, manager: Manager) -> Result<(), Error> {
     let console = options
         .console_socket
         .as_deref()
@@ -27,7 +31,7 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
         .transpose()?;
     let bundle = launch::absolute(&options.bundle)?;
     let loaded = load(&bundle, options.config.as_deref())?;
-    let (directory, _, launched) = create(root, options, bundle, loaded, console)?;
+    let (directory, _, launched) = create(root, options, manager, bundle, loaded, console)?;
     launched.commit().inspect_err(|_| {
         // The first error is the one to tell.
         let _ = directory.remove();
@@ -39,8 +43,9 @@ pub fn run(root: &Root, options: &Create) -> Result<(), Error> {
 pub(super) fn create(
     root: &Root,
     options: &Create,
+    manager: Manager,
     bundle: PathBuf,
-    (config, warnings): (Config, Vec<String>),
+    (mut config, warnings): (Config, Vec<String>),
     console: Option<OwnedFd>,
 ) -> Result<(Directory, Record, Launched), Error> {
     if options.no_pivot {
@@ -48,14 +53,7 @@ pub(super) fn create(
             "--no-pivot is not supported: leave it out, or copy the root off the ramfs".into(),
         ));
     }
-    for fd in 3..3i32.saturating_add_unsigned(options.preserve_fds) {
-        if !sys::is_open(fd) {
-            return Err(Error::Usage(format!(
-                "--preserve-fds {}: descriptor {fd} is not open",
-                options.preserve_fds
-            )));
-        }
-    }
+    let preserved = preserve(options.preserve_fds, &mut config)?;
     match (config.process.terminal, &console) {
         (true, None) => return Err(Error::Usage("process.terminal needs --console-socket".into())),
         (false, Some(_)) => return Err(Error::Usage("--console-socket needs process.terminal".into())),
@@ -69,17 +67,16 @@ pub(super) fn create(
     }
 
     let directory = root.make(&options.id)?;
-    let state = serde_json::json!({
-        "pid": 0,
-        "ociVersion": oci_version,
-        "id": options.id,
-        "status": "creating",
-        "bundle": bundle,
-        "annotations": annotations,
-    });
+    let state = HookState {
+        oci_version: oci_version.clone(),
+        id: options.id.clone(),
+        bundle: bundle.clone(),
+        annotations: annotations.clone(),
+    };
     let mut cgroup = None;
     let attempt = || -> Result<(Record, Launched), Error> {
         let asked = cgroup::Asked {
+            manager,
             id: &options.id,
             path: plan.cgroups_path.as_deref(),
             resources: &plan.resources,
@@ -93,9 +90,16 @@ pub(super) fn create(
                 console,
                 null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                     .context(|| "/dev/null")?,
-                preserved: options.preserve_fds,
+                preserved,
                 cgroup: created.entry.map(|entry| entry.at_birth(plan.born_in_cgroup())),
-                state: state.to_string(),
+                legacy: created
+                    .cgroup
+                    .as_ref()
+                    .map(|cgroup| cgroup.legacy.clone())
+                    .unwrap_or_default(),
+                state,
+                trees: Vec::new(),
+                nodes: None,
             })
         })?;
         record(&directory, options, &plan, launched, |launched| Record {
@@ -108,6 +112,7 @@ pub(super) fn create(
             warnings: created.warnings,
             hooks: plan.hooks.clone(),
             cgroup: created.cgroup,
+            listener: plan.listener.clone(),
         })
     };
     match attempt() {
@@ -123,6 +128,30 @@ pub(super) fn create(
     }
 }
 
+/// How many descriptors after the standard streams the container gets: those that are asked for, which need not all be
+/// open, and the sockets of an activation by systemd, of which its environment then tells.
+fn preserve(asked: u32, config: &mut Config) -> Result<u32, Error> {
+    let mut preserved = asked;
+    if let Some(count) = std::env::var("LISTEN_FDS").ok().filter(|count| !count.is_empty()) {
+        let number: u32 = count
+            .parse()
+            .map_err(|_| Error::Usage(format!("LISTEN_FDS={count:?}: expected a number")))?;
+        preserved = preserved.max(number);
+        let env = &mut config.process.env;
+        env.retain(|variable| !variable.starts_with("LISTEN_"));
+        env.push(format!("LISTEN_FDS={number}"));
+        if let Ok(names) = std::env::var("LISTEN_FDNAMES") {
+            env.push(format!("LISTEN_FDNAMES={names}"));
+        }
+    }
+    if preserved > MAX_PRESERVED {
+        return Err(Error::Usage(format!(
+            "--preserve-fds {preserved}: expected at most {MAX_PRESERVED}"
+        )));
+    }
+    Ok(preserved)
+}
+
 fn record(
     directory: &Directory,
     options: &Create,
@@ -131,7 +160,7 @@ fn record(
     make: impl FnOnce((ProcessId, ProcessId)) -> Record,
 ) -> Result<(Record, Launched), Error> {
     let write = || -> Result<Record, Error> {
-        let mut record = make((ProcessId::of(launched.init)?, ProcessId::of(launched.spawner)?));
+        let mut record = make((launched.init, launched.spawner));
         let warnings = plan.warnings.iter().chain(&launched.warnings);
         record.warnings.extend(warnings.cloned());
         directory.write(&record)?;
@@ -161,8 +190,9 @@ fn record(
 pub(super) fn load(bundle: &Path, other: Option<&Path>) -> Result<(Config, Vec<String>), Error> {
     let path = other.map_or_else(|| bundle.join("config.json"), Path::to_owned);
     let what = || path.display().to_string();
-    let mut text = Vec::new();
     let file = std::fs::File::open(&path).context(what)?;
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut text = Vec::with_capacity(length.min(config::MAX_BYTES) as usize + 1);
     file.take(config::MAX_BYTES + 1)
         .read_to_end(&mut text)
         .context(what)?;

@@ -4,14 +4,42 @@ use std::time::Duration;
 
 use super::Delete;
 use crate::error::Error;
-use crate::hooks;
 use crate::state::{Directory, Record, Root, Status};
+use crate::{cgroup, hooks};
 
 /// How long a killed init may take, which ends when the last process of its pid namespace has; and a creation.
 const KILLED: Duration = Duration::from_secs(10);
 
 /// How long the spawner may take to notice that init ended before it is killed.
 const NOTICED: Duration = Duration::from_secs(2);
+
+fn refuse(directory: &Directory, status: Status) -> Result<Vec<String>, Error> {
+    Err(Error::Status {
+        id: directory.id.clone(),
+        verb: "delete",
+        status: status.as_str(),
+    })
+}
+
+/// Removes the container that this process made and that has ended. The spawner is its child.
+pub(super) fn finish(directory: &Directory, record: &Record) -> Result<Vec<String>, Error> {
+    // Somebody else may be deleting it: then there is nothing left to do here.
+    if !directory.lock(KILLED)? || !directory.is_current()? {
+        return Ok(Vec::new());
+    }
+    let state = super::state::for_hooks(directory, record, Status::Stopped).to_string();
+    if let Some(cgroup) = &record.cgroup {
+        cgroup.remove()?;
+    }
+    let failed = hooks::run_all(&record.hooks.poststop, "poststop", &state);
+    directory.remove()?;
+    // It ends by itself, and takes the mounts with it meanwhile.
+    if !record.spawner.wait_end(NOTICED) {
+        let _ = record.spawner.signal(libc::SIGKILL);
+        record.spawner.wait_end(NOTICED);
+    }
+    Ok(failed)
+}
 
 /// Carries out `delete`. The result are lines about hooks that failed, which do not stop it.
 ///
@@ -27,16 +55,9 @@ pub fn run(root: &Root, options: &Delete) -> Result<Vec<String>, Error> {
 }
 
 pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, Error> {
-    let refuse = |status: Status| {
-        Err(Error::Status {
-            id: directory.id.clone(),
-            verb: "delete",
-            status: status.as_str(),
-        })
-    };
     // A creator holds the lock until the container is recorded; whoever deletes holds it to the end.
     if !directory.lock(if force { KILLED } else { Duration::ZERO })? {
-        return refuse(Status::Creating);
+        return refuse(directory, Status::Creating);
     }
     if !directory.is_current()? {
         return if force {
@@ -45,8 +66,13 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
             Err(Error::NotFound(directory.id.clone()))
         };
     }
-    let mut failed = Vec::new();
     let record = directory.record()?;
+    remove(directory, record, force)
+}
+
+/// Removes a container whose lock is held; `record` is what is kept of it.
+fn remove(directory: &Directory, record: Option<Record>, force: bool) -> Result<Vec<String>, Error> {
+    let mut failed = Vec::new();
     let cgroup = match &record {
         Some(record) => record.cgroup.clone(),
         None => directory.cgroup(),
@@ -55,7 +81,7 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
         let status = directory.status(Some(record));
         if status != Status::Stopped {
             if !force {
-                return refuse(status);
+                return refuse(directory, status);
             }
             kill(directory, record)?;
         }
@@ -63,15 +89,11 @@ pub(super) fn delete(directory: &Directory, force: bool) -> Result<Vec<String>, 
             let _ = record.spawner.signal(libc::SIGKILL);
             record.spawner.wait_end(NOTICED);
         }
-        let state = super::state::document(directory, record, Status::Stopped).to_string();
+        let state = super::state::for_hooks(directory, record, Status::Stopped).to_string();
         if let Some(cgroup) = &cgroup {
             cgroup.remove()?;
         }
-        for hook in &record.hooks.poststop {
-            if let Err(error) = hooks::run(std::slice::from_ref(hook), "poststop", &state) {
-                failed.push(error.to_string());
-            }
-        }
+        failed = hooks::run_all(&record.hooks.poststop, "poststop", &state);
     }
     if let (None, Some(cgroup)) = (&record, cgroup) {
         cgroup.remove()?;
@@ -89,6 +111,7 @@ fn kill(directory: &Directory, record: &Record) -> Result<(), Error> {
         // In cgroup v1 a frozen process does not even die.
         cgroup.freeze(false)?;
     }
+    cgroup::thaw(record.init.pid);
     if record.init.wait_end(KILLED) {
         return Ok(());
     }

@@ -94,7 +94,17 @@ pub fn run(root: &Root, options: &Exec) -> Result<u8, Error> {
     })?;
     // It may have ended already; the spawner will say so.
     let process = ProcessId::of(pid).ok();
-    executed(&report, console.as_ref().map(AsFd::as_fd), foreground.as_mut())?;
+    executed(
+        &report,
+        console.as_ref().map(AsFd::as_fd),
+        foreground.as_mut(),
+        |packet| {
+            let record = record
+                .as_ref()
+                .ok_or_else(|| Error::NotFound(directory.id.clone()))?;
+            super::send_listener(&directory, record, packet, pid.as_raw_nonzero().get())
+        },
+    )?;
     let known = match &foreground {
         Some(_) => pid,
         None => keeper(&spawner, process)?,
@@ -164,8 +174,13 @@ fn executed(
     report: &OwnedFd,
     console: Option<BorrowedFd<'_>>,
     mut foreground: Option<&mut Foreground>,
+    listener: impl Fn(wire::Packet) -> Result<(), Error>,
 ) -> Result<(), Error> {
     while let Some(packet) = wire::receive(report).context(|| "exec")? {
+        if packet.kind == Message::Listener as u8 {
+            listener(packet)?;
+            continue;
+        }
         if packet.kind != Message::Terminal as u8 {
             return Err(launch::reported(&packet));
         }
@@ -193,11 +208,16 @@ fn request(options: &Exec) -> Result<Request, Error> {
                 .read_to_end(&mut text)
                 .context(what)?;
             let (process, ignored) = config::parse_process(&text)?;
-            if let Some(field) = ignored.first() {
-                return Err(Error::Usage(format!(
-                    "{}: {field}: not supported by this runtime",
-                    what()
-                )));
+            let label = process.selinux_label.as_deref();
+            if let Some(line) = launch::check_label("process.selinuxLabel", label)? {
+                let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
+            }
+            if let Some(line) = launch::check_apparmor(process.apparmor_profile.as_deref()) {
+                let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
+            }
+            // There is no state to repeat it: it is told here.
+            for line in ignored {
+                let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {}: {line}", what());
             }
             Some(process)
         }
@@ -219,6 +239,7 @@ fn request(options: &Exec) -> Result<Request, Error> {
             None
         },
         preserved: options.preserve_fds,
+        no_new_privileges: options.no_new_privs,
     })
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use crate::attributes;
 use crate::error::{Context, Error};
 use crate::{launch, seccomp};
 
@@ -17,6 +18,10 @@ pub fn run(out: &mut dyn Write) -> Result<(), Error> {
     writeln!(out, "{text}").context(|| "stdout")
 }
 
+fn names<T>(list: &[(&'static str, T)]) -> Vec<&'static str> {
+    list.iter().map(|(name, _)| *name).collect()
+}
+
 fn document() -> Value {
     let mut capabilities: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
     capabilities.sort();
@@ -24,7 +29,7 @@ fn document() -> Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": launch::MOUNT_OPTIONS,
+        "mountOptions": launch::mount_options(),
         "linux": {
             "namespaces": launch::NAMESPACES,
             "capabilities": capabilities,
@@ -40,9 +45,11 @@ fn document() -> Value {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
-            "memoryPolicy": {"modes": [], "flags": []},
+            "memoryPolicy": {
+                "modes": names(attributes::MEMORY_MODES), "flags": names(attributes::MEMORY_FLAGS),
+            },
             "netDevices": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
         "annotations": {"dev.wherry.version": env!("CARGO_PKG_VERSION")},
         "potentiallyUnsafeConfigAnnotations": ["dev.wherry."],
@@ -82,7 +89,7 @@ mod tests {
                 .map(|op| json!({"index": 0, "value": 1, "op": op}))
                 .collect();
             let profile = json!({
-                "defaultAction": "SCMP_ACT_ALLOW", "architectures": words("/linux/seccomp/archs"),
+                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/l", "architectures": words("/linux/seccomp/archs"),
                 "flags": words("/linux/seccomp/supportedFlags"),
                 "syscalls": [{"names": ["mkdirat"], "action": action, "args": args}],
             });

@@ -10,12 +10,13 @@ pub mod list;
 pub mod pause;
 pub mod ps;
 pub mod run;
+pub mod spec;
 pub mod start;
 pub mod state;
 pub mod update;
 
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Context, Error};
+use crate::state::{Directory, Record};
+use crate::wire;
 
 /// Options of `create` and `run`.
 #[derive(FromArgs, Debug, PartialEq)]
@@ -85,9 +88,25 @@ pub struct Run {
     /// do not wait for it, and delete it later
     #[argh(switch, short = 'd')]
     pub detach: bool,
+    /// do not delete it when it has ended
+    #[argh(switch)]
+    pub keep: bool,
     /// name of the container
     #[argh(positional)]
     pub id: String,
+}
+
+/// Options of `spec`.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "spec")]
+/// write a config.json to begin with
+pub struct Spec {
+    /// directory of the bundle (default: the current one)
+    #[argh(option, short = 'b', default = "PathBuf::from(\".\")")]
+    pub bundle: PathBuf,
+    /// for a user who is not root: with a user namespace that maps the caller's own ids
+    #[argh(switch)]
+    pub rootless: bool,
 }
 
 /// Options of `start`.
@@ -282,6 +301,9 @@ pub struct Exec {
     /// capability to add
     #[argh(option, short = 'c')]
     pub cap: Vec<String>,
+    /// no program may gain privileges
+    #[argh(switch)]
+    pub no_new_privs: bool,
     /// do not wait for it
     #[argh(switch, short = 'd')]
     pub detach: bool,
@@ -302,9 +324,39 @@ pub struct Exec {
     pub args: Vec<String>,
 }
 
-/// Connects to a console socket. Its path may be longer than an address: it is reached through its directory.
+/// Hands the listener of a process's system call filter to whom the bundle names, with the state of the process.
+fn send_listener(
+    directory: &Directory,
+    record: &Record,
+    packet: wire::Packet,
+    pid: i32,
+) -> Result<(), Error> {
+    let what = || "config.json: linux.seccomp.listenerPath";
+    let (Some(listener), Some(fd)) = (&record.listener, packet.fds.first()) else {
+        return Ok(());
+    };
+    let mut state = state::for_hooks(directory, record, crate::state::Status::Creating);
+    state["pid"] = record.init.pid.into();
+    let document = serde_json::json!({
+        // The version of this document, as the specification's example has it.
+        "ociVersion": "0.2.0",
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "metadata": listener.metadata.as_deref().unwrap_or_default(),
+        "state": state,
+    });
+    let socket = connect(&listener.path, what())?;
+    wire::send_stream(&socket, document.to_string().as_bytes(), fd.as_fd()).context(what)
+}
+
+/// Connects to a console socket.
 fn console_socket(path: &Path) -> Result<OwnedFd, Error> {
-    let what = || format!("console socket {}", path.display());
+    connect(path, "console socket")
+}
+
+/// Connects to a stream socket. Its path may be longer than an address: it is reached through its directory.
+fn connect(path: &Path, name: &str) -> Result<OwnedFd, Error> {
+    let what = || format!("{name} {}", path.display());
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())

@@ -1,10 +1,12 @@
 //! `run`: create, start, wait, delete, in the foreground; with `--detach` create and start.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 
 use rustix::process::{Pid, WaitOptions};
 
 use super::{Create, Run};
+use crate::cgroup::Manager;
 use crate::error::{Context, Error};
 use crate::foreground::{Event, Foreground};
 use crate::state::Root;
@@ -15,7 +17,7 @@ use crate::wire;
 /// # Errors
 ///
 /// Those of `create`, `start` and `delete`.
-pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
+pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
     let Run {
         bundle,
         config,
@@ -25,6 +27,7 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         no_pivot,
         no_new_keyring,
         detach,
+        keep,
         id,
     } = options;
     let create = Create {
@@ -56,7 +59,8 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         (None, false) => None,
     };
     if detach {
-        let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+        let (directory, record, launched) =
+            super::create::create(root, &create, manager, bundle, loaded, console)?;
         let spawner = launched.commit_and_start();
         let started = spawner.and_then(|spawner| super::start::started(&directory, &record, &spawner));
         if started.is_err() {
@@ -66,7 +70,8 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         return started.map(|()| 0);
     }
     let mut foreground = Foreground::new()?;
-    let (directory, record, launched) = super::create::create(root, &create, bundle, loaded, console)?;
+    let (directory, record, launched) =
+        super::create::create(root, &create, manager, bundle, loaded, console)?;
     // Its commitment and the request to start are one message.
     let launched = launched.commit_and_start();
     if let Some(proxy) = proxy {
@@ -95,7 +100,15 @@ pub fn run(root: &Root, options: Run) -> Result<u8, Error> {
         })
     });
     drop(foreground);
-    super::delete::delete(&directory, true)?;
+    if !keep || result.is_err() {
+        let lines = match &result {
+            Ok(_) => super::delete::finish(&directory, &record)?,
+            Err(_) => super::delete::delete(&directory, true)?,
+        };
+        for line in lines {
+            let _ = writeln!(std::io::stderr(), "wherry-runtime: warning: {line}");
+        }
+    }
     while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
     result.map(super::exit_code)
 }

@@ -1,6 +1,7 @@
 //! `state`: the OCI state document.
 
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,10 @@ use crate::state::{Directory, Record, Root, Status};
 /// The annotation under which `state` names guarantees lost and fields not honoured, one a line.
 pub const WARNINGS: &str = "dev.wherry.warnings";
 
+/// How long a creation that is under way is waited for: what follows it is what is asked. A hook of that very creation
+/// asks in vain.
+const CREATION: Duration = Duration::from_millis(500);
+
 /// Carries out `state`.
 ///
 /// # Errors
@@ -18,7 +23,7 @@ pub const WARNINGS: &str = "dev.wherry.warnings";
 /// If there is no such container.
 pub fn run(root: &Root, options: &State, out: &mut dyn Write) -> Result<(), Error> {
     let directory = root.find(&options.id)?;
-    let record = directory.record()?;
+    let record = directory.settled_record(CREATION)?;
     let status = directory.status(record.as_ref());
     let document = match &record {
         Some(record) => document(&directory, record, status),
@@ -30,10 +35,15 @@ pub fn run(root: &Root, options: &State, out: &mut dyn Write) -> Result<(), Erro
 
 /// The state document of a container.
 pub(super) fn document(directory: &Directory, record: &Record, status: Status) -> Value {
-    let mut annotations = record.annotations.clone();
+    let mut document = for_hooks(directory, record, status);
     if !record.warnings.is_empty() {
-        annotations.insert(WARNINGS.into(), record.warnings.join("\n"));
+        document["annotations"][WARNINGS] = record.warnings.join("\n").into();
     }
+    document
+}
+
+/// The same for hooks, to whom nothing is added that the bundle does not say.
+pub(super) fn for_hooks(directory: &Directory, record: &Record, status: Status) -> Value {
     let pid = if status == Status::Stopped {
         0
     } else {
@@ -45,6 +55,6 @@ pub(super) fn document(directory: &Directory, record: &Record, status: Status) -
         "status": status.as_str(),
         "pid": pid,
         "bundle": record.bundle,
-        "annotations": annotations,
+        "annotations": record.annotations,
     })
 }

@@ -528,3 +528,41 @@ impl Call {
         (result == -1).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
     }
 }
+
+/// Makes system calls fail with ENOSYS for a command and everything that it starts, as on a kernel that is older than they
+/// are: a filter that is there before the runtime is. Programs cannot gain privileges under it, so there is no newuidmap.
+#[allow(unsafe_code)]
+pub(crate) fn without(command: &mut Command, calls: &[libc::c_long]) {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for call in calls {
+        program.push(libc::sock_filter {
+            jf: 1,
+            ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *call as u32)
+        });
+        let action = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        program.push(statement(libc::BPF_RET | libc::BPF_K, action));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    // SAFETY: two system calls between fork and exec; the kernel copies the program, which lives in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            let filter = libc::sock_fprog {
+                len: program.len() as u16,
+                filter: program.as_ptr().cast_mut(),
+            };
+            let set = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0;
+            if set {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
+    }
+}

@@ -184,7 +184,7 @@ impl Bench {
         };
         let mut subjects = Vec::new();
         let peers: [(&str, Option<&Path>, &[&str]); 3] = [
-            ("wherry", Some(&Self::runtime()?), &[]),
+            ("wherry", Some(&Self::runtime()?), &["--cgroup-manager=disabled"]),
             ("crun", Some(&self.crun), &["--cgroup-manager=disabled"]),
             // It has no such option: as an ordinary user without a delegated hierarchy it makes none.
             ("runc", self.runc.as_deref(), &[]),
