@@ -60,7 +60,8 @@ impl<'a> Listing<'a> {
         }
     }
 
-    /// Adds one entry, in any order. `size` counts for files, `link` (the target) for symbolic links; `mtime` is in whole seconds.
+    /// Adds one entry, in any order. `size` counts for files, `link` (the target) for symbolic links, `mtime` (in whole seconds) for
+    /// both.
     ///
     /// False when nothing more is wanted, because there are more entries than the patch declares memory for or a path is not a normal
     /// one: the decoder then reports it.
@@ -81,7 +82,8 @@ impl<'a> Listing<'a> {
             link_len: u16::try_from(link.len()).map_err(|_| Fault::Listing)?,
             kind,
             size: if kind == Kind::File { size } else { 0 },
-            mtime,
+            // A directory's changes with every entry made in it: few programs that unpack restore it.
+            mtime: if kind == Kind::Directory { 0 } else { mtime },
         };
         self.account.extend(&mut self.names, path)?;
         self.account.extend(&mut self.names, link)?;
@@ -107,10 +109,6 @@ impl<'a> Listing<'a> {
             hasher.write(&entry.mtime.to_le_bytes());
         }
         Ok(hasher.finish())
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
     }
 
     pub(super) fn get(&self, number: usize) -> Option<&Listed> {

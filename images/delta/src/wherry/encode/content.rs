@@ -6,13 +6,15 @@ use super::super::part::{NUMBERS_2, NUMBERS_4, PIECES, PLANES_2, PLANES_4, PREDI
 use super::super::predict::{MARGIN, Predictor, Window};
 use super::super::wire::{Account, put, zigzag};
 use super::numbers;
-use super::streams::Streams;
+use super::streams::{Streams, rough_size};
 use crate::align::align;
 
 /// The longest file that is aligned in one go: aligning takes five bytes for each byte of the old file and one for each of the new.
 pub(super) const MAX_ALIGNED: usize = 128 << 20;
 /// Longer files are aligned window by window with the old bytes around the same place.
 const WINDOW: usize = 64 << 20;
+/// Files up to this length that look like numbers are aligned as well: small tables may look so, too.
+const MAX_TWICE: usize = 4 << 20;
 /// Blocks shorter than this say little about where old bytes went.
 const SHORTEST_BLOCK: u64 = 24;
 
@@ -33,9 +35,26 @@ struct Piece {
 
 /// The parts that make `new` out of `old`, none of them with more than `most` bytes in a frame.
 pub(super) fn parts(old: &[u8], new: &[u8], most: usize) -> Vec<PartData> {
-    if let Some(blocks) = numbers::blocks(old, new) {
-        return blocks.iter().flat_map(|block| number_part(block, old, new, most)).collect();
+    let numbers = numbers::blocks(old, new).map(|blocks| {
+        let parts = blocks.iter().flat_map(|block| number_part(block, old, new, most));
+        parts.collect::<Vec<_>>()
+    });
+    match numbers {
+        // Numbers resemble nothing: to look for it takes long and is in vain.
+        Some(parts) if new.len() > MAX_TWICE => parts,
+        Some(parts) => {
+            let pieces = piece_parts(old, new, most);
+            if rough(&parts) < rough(&pieces) { parts } else { pieces }
+        }
+        None => piece_parts(old, new, most),
     }
+}
+
+fn rough(parts: &[PartData]) -> usize {
+    parts.iter().flat_map(|part| &part.streams.0).map(|stream| rough_size(stream)).sum()
+}
+
+fn piece_parts(old: &[u8], new: &[u8], most: usize) -> Vec<PartData> {
     let pieces = if old.is_empty() {
         vec![Piece {
             old: 0,

@@ -106,6 +106,12 @@ impl Layer {
         }
     }
 
+    /// About how much memory its list takes.
+    pub(super) fn listing_memory(&self) -> u64 {
+        const ENTRY: usize = 50;
+        self.nodes.iter().map(|(path, node)| (path.len() + node.link.len() + ENTRY) as u64).sum()
+    }
+
     /// Adds everything to a listing.
     pub(super) fn list(&self, listing: &mut Listing<'_>) {
         for (path, node) in &self.nodes {

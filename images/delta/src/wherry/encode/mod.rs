@@ -39,7 +39,11 @@ use streams::Streams;
 /// A frame that makes more output is closed at the next entry: a restart makes it again.
 const FRAME_OUTPUT: u64 = 32 << 20;
 /// The entries of one table.
-const TABLE_ITEMS: usize = 1 << 15;
+const TABLE_ITEMS: usize = 1 << 14;
+/// The longest list of old files that headers are predicted from, in bytes of memory: beside it a table is decoded.
+const MAX_LISTING: u64 = 4 << 20;
+/// What boards allow a patch to declare.
+const BOARD_MEMORY: u64 = 18 << 20;
 /// A tail of the tar up to this length is a header, which zstd sees beside the others; a longer one is content.
 const SHORT_TAIL: u64 = 64 << 10;
 /// New bytes that are worked on at once, and the memory for aligning them.
@@ -51,6 +55,8 @@ const ALIGN_MEMORY: u64 = 900 << 20;
 pub struct Options {
     /// A patch that would be this long or longer is not made.
     pub smaller_than: u64,
+    /// A patch that would need more memory to decode is not made.
+    pub memory: u64,
     /// How many threads work; 0 is one for each core.
     pub threads: usize,
     /// The bytes of a frame before compression, at most [`MAX_FRAME`]. Larger frames are smaller in sum and take more memory to decode.
@@ -61,6 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             smaller_than: u64::MAX,
+            memory: BOARD_MEMORY,
             threads: 0,
             frame: 4 << 20,
         }
@@ -115,8 +122,8 @@ impl<R: Read + Seek + Send> Encoder<R> {
         })
     }
 
-    /// Writes the patch that makes the uncompressed layer tar `new` to `patch`. `None` when it would not be smaller than asked for;
-    /// then nothing was written.
+    /// Writes the patch that makes the uncompressed layer tar `new` to `patch`. `None` when it would be longer than asked for, or
+    /// need more memory; then nothing was written.
     ///
     /// # Errors
     /// Any of [`EncodeError`].
@@ -158,7 +165,7 @@ impl<R: Read + Seek + Send> Encoder<R> {
         let memory = self.try_out(new, &head(u64::MAX, end, &sources, base, &frames), &frames, &used)?;
         let head = head(memory, end, &sources, base, &frames);
         let size = head.len() as u64 + frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
-        if size >= options.smaller_than {
+        if size >= options.smaller_than || memory > options.memory {
             return Ok(None);
         }
         patch.write_all(&head).map_err(EncodeError::Patch)?;
@@ -242,8 +249,9 @@ impl<R: Read + Seek + Send> Encoder<R> {
 
     /// The layer whose list the headers are predicted from: the one that shares the most paths.
     fn base(&self, items: &[NewItem]) -> Option<usize> {
+        let small = |layer: &Layer| layer.plain && layer.listing_memory() <= MAX_LISTING;
         let shared = |layer: &Layer| items.iter().filter(|item| layer.nodes.contains_key(&item.path)).count();
-        let plain = self.layers.iter().enumerate().filter(|(_, layer)| layer.plain);
+        let plain = self.layers.iter().enumerate().filter(|(_, layer)| small(layer));
         let best = plain.map(|(number, layer)| (shared(layer), number)).max_by_key(|&(shared, _)| shared);
         best.filter(|&(shared, _)| shared > 0).map(|(_, number)| number)
     }
