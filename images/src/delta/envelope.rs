@@ -33,6 +33,14 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// The media type of its patches.
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::TarDiff => wherry_delta::tardiff::MEDIA_TYPE,
+            Self::Wherry => wherry_delta::wherry::MEDIA_TYPE,
+        }
+    }
+
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,11 +62,9 @@ pub struct Layer {
 impl Layer {
     /// How the blob is a patch; none when it is the layer itself, or a patch of a kind that is not known here.
     pub fn codec(&self) -> Option<Codec> {
-        match self.blob.media_type.as_str() {
-            wherry_delta::tardiff::MEDIA_TYPE => Some(Codec::TarDiff),
-            wherry_delta::wherry::MEDIA_TYPE => Some(Codec::Wherry),
-            _ => None,
-        }
+        [Codec::TarDiff, Codec::Wherry]
+            .into_iter()
+            .find(|codec| codec.media_type() == self.blob.media_type)
     }
 
     /// Whether the blob is a patch that can be applied here.

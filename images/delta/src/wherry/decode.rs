@@ -406,7 +406,8 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         core::mem::take(&mut self.table).release(&mut self.account);
         let mut streams = [Cursor::default(); table::stream::COUNT];
         self.load(&mut streams, &mut size)?;
-        let mut listing = Listing::new(&mut self.account);
+        let (entries, names) = self.header.base.map_or((0, 0), |base| (base.entries, base.names));
+        let mut listing = Listing::new(&mut self.account, entries, names)?;
         if let Some(base) = self.header.base {
             self.layers.list(base.source, &mut listing).map_err(Error::Source)?;
             if listing.finish()? != base.hash {

@@ -37,6 +37,9 @@ pub(super) struct Base {
     pub(super) source: usize,
     /// The hash of its list.
     pub(super) hash: u64,
+    /// The list's length: entries, and bytes of paths and targets.
+    pub(super) entries: usize,
+    pub(super) names: usize,
 }
 
 /// What a patch says about itself.
@@ -138,6 +141,8 @@ impl Header {
             number if number <= count => Some(Base {
                 source: number - 1,
                 hash: u64::from_le_bytes(at.bytes(bytes, 8)?.try_into().unwrap_or_default()),
+                entries: at.size(bytes)?,
+                names: at.size(bytes)?,
             }),
             _ => return Err(Fault::Corrupt("the listed source is not one of the sources")),
         };

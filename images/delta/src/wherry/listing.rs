@@ -34,7 +34,7 @@ pub(super) struct Listed {
 
 /// The regular files, directories and symbolic links of one layer. Devices, sockets and whiteouts are not in it.
 ///
-/// Its memory is booked: a layer with more entries than the patch declares ends in an error.
+/// Its memory is booked beforehand: a layer with more entries than the patch was made from ends in an error.
 #[derive(Debug)]
 pub struct Listing<'a> {
     account: &'a mut Account,
@@ -51,20 +51,30 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 impl<'a> Listing<'a> {
-    pub(super) fn new(account: &'a mut Account) -> Self {
-        Self {
+    /// A listing with room for so many entries and bytes of paths and targets: not one more is taken, because the order in which they come
+    /// would decide how much memory that needs.
+    pub(super) fn new(account: &'a mut Account, entries: usize, names: usize) -> Result<Self, Fault> {
+        let names = account.room(names)?;
+        let entries = match account.room(entries) {
+            Ok(entries) => entries,
+            Err(fault) => {
+                account.release(names);
+                return Err(fault);
+            }
+        };
+        Ok(Self {
             account,
-            names: Vec::new(),
-            entries: Vec::new(),
+            names,
+            entries,
             fault: None,
-        }
+        })
     }
 
     /// Adds one entry, in any order. `size` counts for files, `link` (the target) for symbolic links, `mtime` (in whole seconds) for
     /// both.
     ///
-    /// False when nothing more is wanted, because there are more entries than the patch declares memory for or a path is not a normal
-    /// one: the decoder then reports it.
+    /// False when nothing more is wanted, because there are more entries than the patch was made from or a path is not a normal one:
+    /// the decoder then reports it.
     pub fn add(&mut self, path: &[u8], kind: Kind, size: u64, mtime: i64, link: &[u8]) -> bool {
         if self.fault.is_none() {
             self.fault = self.try_add(path, kind, size, mtime, link).err();
@@ -85,9 +95,14 @@ impl<'a> Listing<'a> {
             // A directory's changes with every entry made in it: few programs that unpack restore it.
             mtime: if kind == Kind::Directory { 0 } else { mtime },
         };
-        self.account.extend(&mut self.names, path)?;
-        self.account.extend(&mut self.names, link)?;
-        self.account.push(&mut self.entries, entry)
+        let room = self.names.capacity() - self.names.len();
+        if path.len() + link.len() > room || self.entries.len() == self.entries.capacity() {
+            return Err(Fault::Listing);
+        }
+        self.names.extend_from_slice(path);
+        self.names.extend_from_slice(link);
+        self.entries.push(entry);
+        Ok(())
     }
 
     /// Sorts the entries and returns the hash of all of them.

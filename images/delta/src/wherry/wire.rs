@@ -147,6 +147,19 @@ impl Account {
         Ok(())
     }
 
+    /// A vector with room for `count` values.
+    pub(super) fn room<T>(&mut self, count: usize) -> Result<Vec<T>, Fault> {
+        let mut vec = Vec::new();
+        self.take(count.saturating_mul(size_of::<T>()))?;
+        if vec.try_reserve_exact(count).is_err() {
+            return Err(Fault::Memory {
+                declared: self.declared,
+            });
+        }
+        self.take((vec.capacity() - count).saturating_mul(size_of::<T>()))?;
+        Ok(vec)
+    }
+
     /// Appends to a vector whose memory is booked as it grows.
     pub(super) fn push<T>(&mut self, vec: &mut Vec<T>, value: T) -> Result<(), Fault> {
         if vec.len() == vec.capacity() {

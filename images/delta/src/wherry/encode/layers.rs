@@ -106,10 +106,17 @@ impl Layer {
         }
     }
 
+    /// How many entries its list has, and bytes of paths and targets.
+    pub(super) fn listing_size(&self) -> (usize, usize) {
+        let names = self.nodes.iter().map(|(path, node)| path.len() + node.link.len());
+        (self.nodes.len(), names.sum())
+    }
+
     /// About how much memory its list takes.
     pub(super) fn listing_memory(&self) -> u64 {
-        const ENTRY: usize = 50;
-        self.nodes.iter().map(|(path, node)| (path.len() + node.link.len() + ENTRY) as u64).sum()
+        const ENTRY: usize = 32;
+        let (entries, names) = self.listing_size();
+        (entries * ENTRY + names) as u64
     }
 
     /// Adds everything to a listing.

@@ -21,7 +21,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 pub use crate::image::EncodeError;
 
 use super::decode::{HASH, hash};
-use super::header::{Header, Limits, SourceId};
+use super::header::{Base, Header, Limits, SourceId};
 use super::listing::Listing;
 use super::old::{has_time, with_time};
 use super::part::stream;
@@ -138,8 +138,9 @@ impl<R: Read + Seek + Send> Encoder<R> {
         self.find_sources(new, &mut items)?;
         let used = self.used(&items);
         let mut account = Account::new(u64::MAX);
-        let mut listing = Listing::new(&mut account);
         let base = self.base(&items);
+        let (entries, names) = base.map_or((0, 0), |base| self.layers[base].listing_size());
+        let mut listing = Listing::new(&mut account, entries, names).map_err(fault)?;
         let mut hash = 0;
         if let Some(base) = base {
             self.layers[base].list(&mut listing);
@@ -161,7 +162,12 @@ impl<R: Read + Seek + Send> Encoder<R> {
         }
         drop(listing);
         let sources: Vec<SourceId> = used.iter().map(|&layer| self.ids[layer]).collect();
-        let base = numbers.map(|base| (base, hash));
+        let base = numbers.map(|source| Base {
+            source,
+            hash,
+            entries,
+            names,
+        });
         let memory = self.try_out(new, &head(u64::MAX, end, &sources, base, &frames), &frames, &used)?;
         let head = head(memory, end, &sources, base, &frames);
         let size = head.len() as u64 + frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
@@ -386,7 +392,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Magic, length and header.
-fn head(memory: u64, output: u64, sources: &[SourceId], base: Option<(usize, u64)>, frames: &[Sealed]) -> Vec<u8> {
+fn head(memory: u64, output: u64, sources: &[SourceId], base: Option<Base>, frames: &[Sealed]) -> Vec<u8> {
     let mut body = Vec::new();
     for number in [PREDICTOR, memory, output, sources.len() as u64] {
         put(&mut body, number);
@@ -395,9 +401,11 @@ fn head(memory: u64, output: u64, sources: &[SourceId], base: Option<(usize, u64
         body.extend_from_slice(source);
     }
     match base {
-        Some((source, hash)) => {
-            put(&mut body, source as u64 + 1);
-            body.extend_from_slice(&hash.to_le_bytes());
+        Some(base) => {
+            put(&mut body, base.source as u64 + 1);
+            body.extend_from_slice(&base.hash.to_le_bytes());
+            put(&mut body, base.entries as u64);
+            put(&mut body, base.names as u64);
         }
         None => put(&mut body, 0),
     }
