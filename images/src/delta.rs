@@ -26,9 +26,9 @@ mod tests;
 
 pub use envelope::{ARTIFACT_TYPE, Codec, Envelope, Layer};
 pub use find::{Candidate, apply, find, list};
+pub use layers::{MEMORY, wherry_stream};
 #[cfg(feature = "publish")]
 pub use publish::{Published, PublishedLayer, push};
-pub use layers::{MEMORY, wherry_stream};
 pub use source::tar_stream;
 
 use crate::Class;

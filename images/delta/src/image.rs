@@ -93,8 +93,7 @@ impl<R: Read + Seek> Image<R> {
     pub(crate) fn source(&mut self, entry: &Entry, bytes: &[u8]) -> Result<Option<usize>, EncodeError> {
         let most = self.most;
         let files = &self.tree.files;
-        let fits =
-            |&file: &usize| files[file].size <= most && similar::in_size(files[file].size, entry.size);
+        let fits = |&file: &usize| files[file].size <= most && similar::in_size(files[file].size, entry.size);
         let path = crate::tree::normal(&entry.path);
         let by_path = path
             .as_ref()

@@ -80,13 +80,7 @@ impl<R: Read + Seek> Entries<R> {
         }
     }
 
-    fn entry(
-        &mut self,
-        header: &[u8; 512],
-        kind: u8,
-        extension: Extension,
-        begin: u64,
-    ) -> io::Result<Entry> {
+    fn entry(&mut self, header: &[u8; 512], kind: u8, extension: Extension, begin: u64) -> io::Result<Entry> {
         let mut sparse = extension.sparse;
         if kind == b'S' {
             sparse = true;
@@ -248,7 +242,10 @@ fn seconds(text: &[u8]) -> i64 {
         Some(dot) => (&text[..dot], &text[dot + 1..]),
         None => (text, &[][..]),
     };
-    let whole: i64 = std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let whole: i64 = std::str::from_utf8(whole)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
     let below = text.first() == Some(&b'-') && part.iter().any(|&digit| digit != b'0');
     whole - i64::from(below)
 }

@@ -91,7 +91,10 @@ fn list_one(
 fn open_directory(tree: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let mut fd = openat(tree, c".", flags | OFlags::RDONLY, Mode::empty())?;
-    for component in path.split(|&byte| byte == b'/').filter(|component| !component.is_empty()) {
+    for component in path
+        .split(|&byte| byte == b'/')
+        .filter(|component| !component.is_empty())
+    {
         fd = openat(fd.as_fd(), component, flags | OFlags::RDONLY, Mode::empty())?;
     }
     Ok(fd)
@@ -114,10 +117,15 @@ pub fn wherry_stream<R: Read>(
     let broken = |error: &dyn std::fmt::Display| Error::Patch(error.to_string());
     let header = Header::read::<_, io::Error>(&mut patch).map_err(|error| broken(&error))?;
     let tree = |id: &SourceId| {
-        let here = diff_ids.iter().zip(sources).find(|(diff_id, _)| diff_id.bytes() == id);
+        let here = diff_ids
+            .iter()
+            .zip(sources)
+            .find(|(diff_id, _)| diff_id.bytes() == id);
         let (_, tree) = here.ok_or_else(|| {
             let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-            Error::Patch(format!("delta: it is over layer sha256:{id}, which is not a layer of the source image"))
+            Error::Patch(format!(
+                "delta: it is over layer sha256:{id}, which is not a layer of the source image"
+            ))
         })?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open(tree, flags, Mode::empty())

@@ -203,11 +203,7 @@ impl<'a> Encoders<'a> {
     }
 
     /// The smallest patch for a layer, if there is one smaller than the layer.
-    fn smallest(
-        &mut self,
-        layer: &Descriptor,
-        diff_id: &DiffId,
-    ) -> Result<Option<(Codec, Hashed)>, Error> {
+    fn smallest(&mut self, layer: &Descriptor, diff_id: &DiffId) -> Result<Option<(Codec, Hashed)>, Error> {
         let mut tar = self.scratch.tar(layer, diff_id)?;
         let failed = failed(format!("layer {}", layer.digest));
         let mut best: Option<(Codec, Hashed)> = None;
@@ -217,7 +213,11 @@ impl<'a> Encoders<'a> {
                 smaller_than: layer.size,
                 ..wherry::Options::default()
             };
-            if encoder.encode(&mut tar, &mut patch, &options).map_err(&failed)?.is_some() {
+            if encoder
+                .encode(&mut tar, &mut patch, &options)
+                .map_err(&failed)?
+                .is_some()
+            {
                 best = Some((Codec::Wherry, patch));
             }
         }

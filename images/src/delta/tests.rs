@@ -229,7 +229,10 @@ fn the_whole_way(address: SocketAddr, codec: Codec) {
     assert_eq!(published.layers[0].codec, Some(codec));
     assert_eq!(published.layers[1].patch, None, "noise has no smaller patch");
     // Published again it is the same artifact: the encoder is deterministic.
-    assert_eq!(push(&publisher, &client, &old, &new, &target, Some(codec)).unwrap(), published);
+    assert_eq!(
+        push(&publisher, &client, &old, &new, &target, Some(codec)).unwrap(),
+        published
+    );
     let listed = list(&client, &target, &new.digest).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].0, published.artifact);

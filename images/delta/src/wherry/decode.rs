@@ -166,7 +166,11 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
     /// # Errors
     /// The patch ends early, the table is damaged, or decoding has begun already.
     pub fn restart(&mut self, done: u64) -> Result<u64, Failure<R, L>> {
-        let restart = self.header.restart(done).filter(|_| self.frame == 0).ok_or(Fault::Restart)?;
+        let restart = self
+            .header
+            .restart(done)
+            .filter(|_| self.frame == 0)
+            .ok_or(Fault::Restart)?;
         while self.frame < restart.frame {
             let number = self.frame;
             if restart.table == Some(number) {
@@ -233,7 +237,8 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
                 out.flush().map_err(Error::Output)?;
                 return Ok(made);
             }
-            out.write_all(buffer.get(..length).unwrap_or_default()).map_err(Error::Output)?;
+            out.write_all(buffer.get(..length).unwrap_or_default())
+                .map_err(Error::Output)?;
             made += length as u64;
         }
     }
@@ -243,7 +248,9 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         self.chunk_at += self.verified as u64;
         (self.verified, self.handed) = (0, 0);
         while self.frame_left == 0 {
-            let Some(frame) = self.header.frames.get(self.frame) else { return Ok(false) };
+            let Some(frame) = self.header.frames.get(self.frame) else {
+                return Ok(false);
+            };
             match frame.kind {
                 FrameKind::Table => self.next_table()?,
                 FrameKind::Content => self.next_content()?,
@@ -258,7 +265,10 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         let bytes = self.chunk.get(..wanted).unwrap_or_default();
         let from = self.chunk_number * HASH;
         if self.hashes.get(from..from + HASH) != Some(&hash(bytes)[..]) {
-            return Err(Fault::Chunk { offset: self.chunk_at }.into());
+            return Err(Fault::Chunk {
+                offset: self.chunk_at,
+            }
+            .into());
         }
         self.chunk_number += 1;
         self.frame_left -= wanted as u64;
@@ -297,7 +307,9 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
                 Ok(0)
             }
             Stage::Content(at) => {
-                let most = usize::try_from(self.item.content - at).unwrap_or(usize::MAX).min(out.len());
+                let most = usize::try_from(self.item.content - at)
+                    .unwrap_or(usize::MAX)
+                    .min(out.len());
                 let length = self.content(at, out.get_mut(..most).unwrap_or_default())?;
                 self.stage = Stage::Content(at + length as u64);
                 Ok(length)
@@ -317,7 +329,10 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
     }
 
     fn begin_item(&mut self) -> Result<(), Fault> {
-        self.item = *self.table.at(self.place).ok_or(Fault::Corrupt("a frame makes more than the table has"))?;
+        self.item = *self
+            .table
+            .at(self.place)
+            .ok_or(Fault::Corrupt("a frame makes more than the table has"))?;
         let before = self.head.capacity();
         self.head.clear();
         self.table.header(&self.item, &mut self.head)?;
@@ -325,7 +340,11 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         if self.head.is_empty() && self.item.content == 0 {
             return Err(Fault::Corrupt("an entry has no bytes"));
         }
-        self.stage = if self.head.is_empty() { Stage::Content(0) } else { Stage::Header(0) };
+        self.stage = if self.head.is_empty() {
+            Stage::Content(0)
+        } else {
+            Stage::Header(0)
+        };
         Ok(())
     }
 
@@ -336,8 +355,11 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         self.stage = Stage::Next;
         if offset > 0 {
             self.begin_item()?;
-            let at = offset.checked_sub(self.head.len() as u64).filter(|&at| at < self.item.content);
-            self.stage = Stage::Content(at.ok_or(Fault::Corrupt("a frame begins outside of an entry's content"))?);
+            let at = offset
+                .checked_sub(self.head.len() as u64)
+                .filter(|&at| at < self.item.content);
+            self.stage =
+                Stage::Content(at.ok_or(Fault::Corrupt("a frame begins outside of an entry's content"))?);
         }
         Ok(())
     }
@@ -409,7 +431,9 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         let (entries, names) = self.header.base.map_or((0, 0), |base| (base.entries, base.names));
         let mut listing = Listing::new(&mut self.account, entries, names)?;
         if let Some(base) = self.header.base {
-            self.layers.list(base.source, &mut listing).map_err(Error::Source)?;
+            self.layers
+                .list(base.source, &mut listing)
+                .map_err(Error::Source)?;
             if listing.finish()? != base.hash {
                 return Err(Fault::Listing.into());
             }
@@ -426,7 +450,10 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
     fn next_content(&mut self) -> Result<(), Failure<R, L>> {
         let frame = *self.header.frames.get(self.frame).ok_or(Fault::Restart)?;
         let hashes = frame.chunks().saturating_mul(HASH as u64);
-        let mut size = frame.size.checked_sub(hashes).ok_or(Fault::Corrupt("a frame is shorter than its hashes"))?;
+        let mut size = frame
+            .size
+            .checked_sub(hashes)
+            .ok_or(Fault::Corrupt("a frame is shorter than its hashes"))?;
         let hashes = usize::try_from(hashes).map_err(|_| Fault::Corrupt("a frame is too long"))?;
         self.account.resize(&mut self.hashes, hashes)?;
         exact(&mut self.patch, &mut self.hashes)?;
@@ -465,7 +492,9 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
         for (&mut (raw, packed), stream) in lengths.iter_mut().zip(streams) {
             let to = self.raw.get_mut(at..at + raw).unwrap_or_default();
             let length = if packed == 0 { raw } else { packed };
-            *size = size.checked_sub(length as u64).ok_or(Fault::Corrupt("a frame ends too early"))?;
+            *size = size
+                .checked_sub(length as u64)
+                .ok_or(Fault::Corrupt("a frame ends too early"))?;
             if packed == 0 {
                 exact(&mut self.patch, to)?;
             } else {
@@ -494,7 +523,11 @@ impl<R: Read, L: Layers, D: Decompress> Decoder<R, L, D> {
             exact(&mut self.patch, &mut byte)?;
             number |= usize::from(byte[0] & 0x7f) << shift;
             if byte[0] & 0x80 == 0 {
-                return if number <= MAX_FRAME { Ok(number) } else { Err(BAD.into()) };
+                return if number <= MAX_FRAME {
+                    Ok(number)
+                } else {
+                    Err(BAD.into())
+                };
             }
         }
         Err(BAD.into())

@@ -14,7 +14,9 @@ impl Bytes for &[u8] {
     type Error = core::convert::Infallible;
 
     fn read_at(&mut self, at: u64, out: &mut [u8]) -> Result<bool, Self::Error> {
-        let from = usize::try_from(at).ok().and_then(|at| self.get(at..)?.get(..out.len()));
+        let from = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.get(at..)?.get(..out.len()));
         if let Some(from) = from {
             out.copy_from_slice(from);
         }
@@ -54,7 +56,11 @@ impl Segments {
 
     /// Where in the file an address lies.
     pub(super) fn offset(&self, address: u64) -> Option<u64> {
-        let inside = |s: &&Segment| address.checked_sub(s.address).is_some_and(|at| at < s.in_file.max(1));
+        let inside = |s: &&Segment| {
+            address
+                .checked_sub(s.address)
+                .is_some_and(|at| at < s.in_file.max(1))
+        };
         let segment = self.0.iter().find(inside)?;
         Some(segment.offset.wrapping_add(address - segment.address))
     }
@@ -62,7 +68,12 @@ impl Segments {
     /// The lowest address and the first behind the highest.
     pub(super) fn bounds(&self) -> (u64, u64) {
         let low = self.0.iter().map(|s| s.address).min().unwrap_or(0);
-        let high = self.0.iter().map(|s| s.address.saturating_add(s.in_memory)).max().unwrap_or(0);
+        let high = self
+            .0
+            .iter()
+            .map(|s| s.address.saturating_add(s.in_memory))
+            .max()
+            .unwrap_or(0);
         (low, high)
     }
 }
@@ -122,7 +133,10 @@ impl Elf {
     /// Reads the headers of a file, and frame descriptions for as long as `most` bytes; `None` when it is not one that is predicted.
     pub(super) fn read<B: Bytes>(file: &mut B, most: u64) -> Result<Option<Self>, B::Error> {
         let mut header = [0; 64];
-        if !file.read_at(0, &mut header)? || !header.starts_with(b"\x7fELF\x02\x01") || number::<2>(&header, 18) != AARCH64 {
+        if !file.read_at(0, &mut header)?
+            || !header.starts_with(b"\x7fELF\x02\x01")
+            || number::<2>(&header, 18) != AARCH64
+        {
             return Ok(None);
         }
         let mut elf = Self::default();
@@ -137,13 +151,19 @@ impl Elf {
     }
 
     fn program_headers<B: Bytes>(&mut self, file: &mut B, header: &[u8]) -> Result<bool, B::Error> {
-        let (at, size, count) = (number::<8>(header, 32), number::<2>(header, 54), number::<2>(header, 56));
+        let (at, size, count) = (
+            number::<8>(header, 32),
+            number::<2>(header, 54),
+            number::<2>(header, 56),
+        );
         if size != PROGRAM_HEADER || count > MAX_PROGRAM_HEADERS {
             return Ok(false);
         }
         for index in 0..count {
             let mut entry = [0; PROGRAM_HEADER as usize];
-            let Some(at) = at.checked_add(index * size) else { return Ok(false) };
+            let Some(at) = at.checked_add(index * size) else {
+                return Ok(false);
+            };
             if !file.read_at(at, &mut entry)? {
                 return Ok(false);
             }
@@ -162,14 +182,20 @@ impl Elf {
     }
 
     fn section_headers<B: Bytes>(&mut self, file: &mut B, header: &[u8]) -> Result<bool, B::Error> {
-        let (at, size, count) = (number::<8>(header, 40), number::<2>(header, 58), number::<2>(header, 60));
+        let (at, size, count) = (
+            number::<8>(header, 40),
+            number::<2>(header, 58),
+            number::<2>(header, 60),
+        );
         let names = number::<2>(header, 62);
         if at == 0 || size != SECTION_HEADER || count > MAX_SECTIONS {
             return Ok(false);
         }
         let mut entry = [0; SECTION_HEADER as usize];
         let place = |index: u64| at.checked_add(index * size);
-        let Some(names) = place(names) else { return Ok(false) };
+        let Some(names) = place(names) else {
+            return Ok(false);
+        };
         if !file.read_at(names, &mut entry)? {
             return Ok(false);
         }
@@ -198,7 +224,11 @@ impl Elf {
         let kind = number::<4>(entry, 4);
         let (flags, address) = (number::<8>(entry, 8), number::<8>(entry, 16));
         let (offset, size) = (number::<8>(entry, 24), number::<8>(entry, 32));
-        if kind == NO_BITS || size < 8 || offset.checked_add(size).is_none() || address.checked_add(size).is_none() {
+        if kind == NO_BITS
+            || size < 8
+            || offset.checked_add(size).is_none()
+            || address.checked_add(size).is_none()
+        {
             return;
         }
         let content = if flags & EXECUTABLE != 0 && offset % 4 == 0 && address % 4 == 0 {
@@ -222,7 +252,9 @@ impl Elf {
 
     /// Walks the records of `.eh_frame`: those that are descriptions have a location behind their second word.
     fn find_frames<B: Bytes>(&mut self, file: &mut B, most: u64) -> Result<(), B::Error> {
-        let Some(section) = self.sections.iter().find(|s| s.content == Content::Frames) else { return Ok(()) };
+        let Some(section) = self.sections.iter().find(|s| s.content == Content::Frames) else {
+            return Ok(());
+        };
         let (mut at, end) = (section.offset, section.offset + section.size.min(most));
         while self.frames.len() < MAX_FRAMES {
             let mut head = [0; 8];
@@ -233,7 +265,9 @@ impl Elf {
             if length == 0 {
                 break;
             }
-            let Ok(location) = u32::try_from(at + 8) else { break };
+            let Ok(location) = u32::try_from(at + 8) else {
+                break;
+            };
             if parent != 0 && location % 4 == 0 {
                 self.frames.push(location);
             }

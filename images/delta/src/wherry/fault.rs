@@ -109,7 +109,11 @@ impl fmt::Display for Fault {
         match self {
             Self::Magic(found) => write!(f, "expected a wherry delta of version 1, got {found:02x?}"),
             Self::Predictor(version) => {
-                write!(f, "made for predictor {version}, this decoder has {}", super::PREDICTOR)
+                write!(
+                    f,
+                    "made for predictor {version}, this decoder has {}",
+                    super::PREDICTOR
+                )
             }
             Self::Truncated => write!(f, "the patch ends too early"),
             Self::Corrupt(what) => write!(f, "{what}"),
@@ -117,13 +121,21 @@ impl fmt::Display for Fault {
             Self::Declared { needed, allowed } => {
                 write!(f, "needs {needed} bytes of memory, {allowed} are allowed")
             }
-            Self::Memory { declared } => write!(f, "needs more than the {declared} bytes of memory it declares"),
+            Self::Memory { declared } => {
+                write!(f, "needs more than the {declared} bytes of memory it declares")
+            }
             Self::TooMuch { limit } => write!(f, "output exceeds the limit of {limit} bytes"),
             Self::Compression => write!(f, "a compressed stream is damaged"),
-            Self::Listing => write!(f, "the source layer does not list the files that the patch was made from"),
+            Self::Listing => write!(
+                f,
+                "the source layer does not list the files that the patch was made from"
+            ),
             Self::SourceShort { offset } => write!(f, "an old file ends before byte {offset}"),
             Self::Chunk { offset } => {
-                write!(f, "output from byte {offset} on is not the expected one: an old file is not what it was")
+                write!(
+                    f,
+                    "output from byte {offset} on is not the expected one: an old file is not what it was"
+                )
             }
             Self::Restart => write!(f, "no frame begins at or before the asked place"),
         }

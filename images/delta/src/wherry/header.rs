@@ -157,8 +157,13 @@ impl Header {
             frames.push(frame);
         }
         // Tables and frames cost work without output: not more of them than an encoder makes.
-        let tables = frames.iter().filter(|frame| frame.kind == FrameKind::Table).count() as u64;
-        if tables > MIN_FRAMES + output / TABLE_OUTPUT || frames.len() as u64 > MIN_FRAMES + output / FRAME_OUTPUT {
+        let tables = frames
+            .iter()
+            .filter(|frame| frame.kind == FrameKind::Table)
+            .count() as u64;
+        if tables > MIN_FRAMES + output / TABLE_OUTPUT
+            || frames.len() as u64 > MIN_FRAMES + output / FRAME_OUTPUT
+        {
             return Err(Fault::Corrupt("there are too many frames"));
         }
         if made != output {
@@ -223,7 +228,9 @@ impl Header {
 
     /// What is booked for the header itself.
     pub(super) fn book(&self, account: &mut Account) -> Result<(), Fault> {
-        account.take(self.frames.capacity() * size_of::<Frame>() + self.sources.capacity() * size_of::<SourceId>())
+        account.take(
+            self.frames.capacity() * size_of::<Frame>() + self.sources.capacity() * size_of::<SourceId>(),
+        )
     }
 }
 
@@ -231,7 +238,11 @@ fn frame(bytes: &[u8], at: &mut Cursor) -> Result<Frame, Fault> {
     let size = at.number(bytes)?;
     let output = at.number(bytes)?;
     // A table makes no output; every other frame makes some, or a patch could have frames without end.
-    let kind = if output == 0 { FrameKind::Table } else { FrameKind::Content };
+    let kind = if output == 0 {
+        FrameKind::Table
+    } else {
+        FrameKind::Content
+    };
     Ok(Frame { kind, size, output })
 }
 

@@ -133,13 +133,17 @@ impl<'a> Listing<'a> {
     /// The path of an entry of this listing.
     pub(super) fn path_of(&self, entry: &Listed) -> &[u8] {
         let from = entry.path as usize;
-        self.names.get(from..from + usize::from(entry.path_len)).unwrap_or_default()
+        self.names
+            .get(from..from + usize::from(entry.path_len))
+            .unwrap_or_default()
     }
 
     /// The target of an entry of this listing.
     pub(super) fn link_of(&self, entry: &Listed) -> &[u8] {
         let from = entry.path as usize + usize::from(entry.path_len);
-        self.names.get(from..from + usize::from(entry.link_len)).unwrap_or_default()
+        self.names
+            .get(from..from + usize::from(entry.link_len))
+            .unwrap_or_default()
     }
 
     /// The memory account, for what is made beside the listing.
@@ -150,13 +154,18 @@ impl<'a> Listing<'a> {
     /// The number of the entry at `path`.
     #[cfg(feature = "publish")]
     pub(super) fn find(&self, path: &[u8]) -> Option<usize> {
-        self.entries.binary_search_by(|entry| order(self.path_of(entry), path)).ok()
+        self.entries
+            .binary_search_by(|entry| order(self.path_of(entry), path))
+            .ok()
     }
 }
 
 impl Drop for Listing<'_> {
     fn drop(&mut self) {
-        let (names, entries) = (core::mem::take(&mut self.names), core::mem::take(&mut self.entries));
+        let (names, entries) = (
+            core::mem::take(&mut self.names),
+            core::mem::take(&mut self.entries),
+        );
         self.account.release(names);
         self.account.release(entries);
     }

@@ -41,7 +41,9 @@ impl Map {
     pub(super) fn new(blocks: &mut Vec<Block>, account: &mut Account) -> Result<Self, Fault> {
         let mut map = Self::default();
         // A heap that holds all of them at once is the worst case.
-        let heap_bytes = blocks.len().saturating_mul(size_of::<(u32, core::cmp::Reverse<u32>)>());
+        let heap_bytes = blocks
+            .len()
+            .saturating_mul(size_of::<(u32, core::cmp::Reverse<u32>)>());
         account.take(heap_bytes)?;
         let mut heap = BinaryHeap::with_capacity(blocks.len());
         // Stable: of blocks that begin at the same place the first in the list comes first.
@@ -58,14 +60,17 @@ impl Map {
                 next += 1;
             }
             let longest = |heap: &BinaryHeap<(u32, core::cmp::Reverse<u32>)>| {
-                heap.peek().and_then(|&(_, number)| blocks.get(number.0 as usize).copied())
+                heap.peek()
+                    .and_then(|&(_, number)| blocks.get(number.0 as usize).copied())
             };
             let Some(block) = longest(&heap) else { break };
             if block.end() <= at {
                 heap.pop();
                 continue;
             }
-            let to = blocks.get(next).map_or(block.end(), |next| next.old.min(block.end()));
+            let to = blocks
+                .get(next)
+                .map_or(block.end(), |next| next.old.min(block.end()));
             let shift = block.new.wrapping_sub(block.old);
             match map.0.last_mut() {
                 Some(last) if last.to == at && last.shift == shift => last.to = to,

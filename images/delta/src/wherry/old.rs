@@ -124,7 +124,9 @@ impl<F: Read + Seek> Bytes for Old<F> {
     type Error = F::Error;
 
     fn read_at(&mut self, at: u64, out: &mut [u8]) -> Result<bool, F::Error> {
-        let Some(to) = at.checked_add(out.len() as u64) else { return Ok(false) };
+        let Some(to) = at.checked_add(out.len() as u64) else {
+            return Ok(false);
+        };
         let bytes = self.some(at, to)?;
         if bytes.len() < out.len() {
             return Ok(false);

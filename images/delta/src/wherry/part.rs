@@ -110,7 +110,9 @@ impl<F: Read + Seek> From<'_, F> {
     }
 
     fn cursor(&mut self, stream: usize) -> Result<&mut Cursor, Fault> {
-        self.streams.get_mut(stream).ok_or(Fault::Corrupt("a stream is missing"))
+        self.streams
+            .get_mut(stream)
+            .ok_or(Fault::Corrupt("a stream is missing"))
     }
 
     fn old(&mut self) -> Result<&mut Old<F>, Fault> {
@@ -187,7 +189,10 @@ impl Part {
                 Make::Pieces(pieces) => pieces.next(from, self.left)?,
             }
         };
-        self.left = self.left.checked_sub(length as u64).ok_or(Fault::Corrupt("a part is too long"))?;
+        self.left = self
+            .left
+            .checked_sub(length as u64)
+            .ok_or(Fault::Corrupt("a part is too long"))?;
         Ok(length)
     }
 
@@ -261,7 +266,9 @@ impl Pieces {
     fn tile<F: Read + Seek>(&mut self, from: &mut From<'_, F>) -> Result<usize, OldError<F::Error>> {
         let length = tile_length(self.old_at, self.like);
         let (at, end) = (self.old_at, self.old_at.checked_add(length));
-        let end = end.filter(|end| end.checked_add(MARGIN).is_some()).ok_or(Fault::Corrupt("an old offset is too large"))?;
+        let end = end
+            .filter(|end| end.checked_add(MARGIN).is_some())
+            .ok_or(Fault::Corrupt("an old offset is too large"))?;
         let count = length as usize;
         let tile = from.tile.get_mut(..count).unwrap_or_default();
         let old = from.old.as_deref_mut().ok_or(NO_FILE)?;
@@ -269,7 +276,9 @@ impl Pieces {
             let base = at.saturating_sub(MARGIN);
             let bytes = old.some(base, end + MARGIN).map_err(OldError::Source)?;
             let skip = (at - base) as usize;
-            let same = bytes.get(skip..skip + count).ok_or(Fault::SourceShort { offset: end })?;
+            let same = bytes
+                .get(skip..skip + count)
+                .ok_or(Fault::SourceShort { offset: end })?;
             tile.copy_from_slice(same);
             predictor.apply(self.block, at, &Window { base, bytes }, tile);
         } else {
@@ -286,7 +295,9 @@ impl Pieces {
     fn change<F: Read + Seek>(&mut self, from: &mut From<'_, F>, count: usize) -> Result<(), Fault> {
         let mut at = 0u64;
         while self.changes > 0 {
-            let place = at.checked_add(self.gap).ok_or(Fault::Corrupt("a gap is too long"))?;
+            let place = at
+                .checked_add(self.gap)
+                .ok_or(Fault::Corrupt("a gap is too long"))?;
             if place >= count as u64 {
                 self.gap = place - count as u64;
                 break;
@@ -308,17 +319,29 @@ impl Pieces {
 pub(super) fn tile_length(old_at: u64, like: u64) -> u64 {
     let length = like.min(TILE as u64);
     // The next tile begins at a word.
-    if length < like { length - old_at.wrapping_add(length) % 8 } else { length }
+    if length < like {
+        length - old_at.wrapping_add(length) % 8
+    } else {
+        length
+    }
 }
 
 /// One piece: its old offset and its two lengths.
 fn piece(raw: &[u8], streams: &mut Streams, old_at: u64) -> Result<(u64, u64, u64), Fault> {
     const BAD: Fault = Fault::Corrupt("a piece lies outside of the old file");
     let mut cursor = |stream: usize| streams.get_mut(stream).map(core::mem::take).unwrap_or_default();
-    let (mut like, mut fresh, mut seek) = (cursor(stream::LIKE), cursor(stream::FRESH_LENGTHS), cursor(stream::SEEK));
+    let (mut like, mut fresh, mut seek) = (
+        cursor(stream::LIKE),
+        cursor(stream::FRESH_LENGTHS),
+        cursor(stream::SEEK),
+    );
     let old = old_at.checked_add_signed(seek.signed(raw)?).ok_or(BAD)?;
     let found = (old, like.number(raw)?, fresh.number(raw)?);
-    for (number, cursor) in [(stream::LIKE, like), (stream::FRESH_LENGTHS, fresh), (stream::SEEK, seek)] {
+    for (number, cursor) in [
+        (stream::LIKE, like),
+        (stream::FRESH_LENGTHS, fresh),
+        (stream::SEEK, seek),
+    ] {
         if let Some(to) = streams.get_mut(number) {
             *to = cursor;
         }
@@ -327,7 +350,8 @@ fn piece(raw: &[u8], streams: &mut Streams, old_at: u64) -> Result<(u64, u64, u6
 }
 
 fn block(old: u64, new: u64, length: u64) -> Result<Block, Fault> {
-    let small = |number: u64| u32::try_from(number).map_err(|_| Fault::Corrupt("a predicted file is too long"));
+    let small =
+        |number: u64| u32::try_from(number).map_err(|_| Fault::Corrupt("a predicted file is too long"));
     small(old.saturating_add(length))?;
     Ok(Block {
         old: small(old)?,
@@ -401,13 +425,18 @@ fn segments(raw: &[u8], cursor: &mut Cursor, old: &Elf) -> Result<(Segments, u64
 
 impl Planes {
     fn begin<F: Read + Seek>(from: &mut From<'_, F>, kind: u64, length: u64) -> Result<Self, Fault> {
-        let width = if matches!(kind, NUMBERS_4 | PLANES_4) { 4 } else { 2 };
+        let width = if matches!(kind, NUMBERS_4 | PLANES_4) {
+            4
+        } else {
+            2
+        };
         let old = if matches!(kind, NUMBERS_4 | NUMBERS_2) {
             Some(from.number(stream::PARTS)?)
         } else {
             None
         };
-        let length = usize::try_from(length).map_err(|_| Fault::Corrupt("a part is longer than its frame"))?;
+        let length =
+            usize::try_from(length).map_err(|_| Fault::Corrupt("a part is longer than its frame"))?;
         if length % width != 0 {
             return Err(Fault::Corrupt("a part of numbers ends inside one"));
         }
@@ -439,8 +468,14 @@ impl Planes {
         }
         if let Some(old_at) = self.old {
             let at = old_at.checked_add(self.done as u64);
-            let end = at.and_then(|at| at.checked_add(count as u64)).ok_or(Fault::Corrupt("an old offset is too large"))?;
-            let old = from.old.as_deref_mut().ok_or(NO_FILE)?.all(end - count as u64, end)?;
+            let end = at
+                .and_then(|at| at.checked_add(count as u64))
+                .ok_or(Fault::Corrupt("an old offset is too large"))?;
+            let old = from
+                .old
+                .as_deref_mut()
+                .ok_or(NO_FILE)?
+                .all(end - count as u64, end)?;
             add(tile, old, self.width);
         }
         self.done += count;

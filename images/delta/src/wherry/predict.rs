@@ -87,7 +87,10 @@ fn relative(word: u32) -> Option<(u32, u32)> {
         // B, BL
         w if w & 0x7c00_0000 == 0x1400_0000 => Some((0, 26)),
         // B.cond; CBZ, CBNZ; LDR (literal)
-        w if w & 0xff00_0000 == 0x5400_0000 || w & 0x7e00_0000 == 0x3400_0000 || w & 0x3b00_0000 == 0x1800_0000 => {
+        w if w & 0xff00_0000 == 0x5400_0000
+            || w & 0x7e00_0000 == 0x3400_0000
+            || w & 0x3b00_0000 == 0x1800_0000 =>
+        {
             Some((5, 19))
         }
         // TBZ, TBNZ
@@ -163,16 +166,25 @@ impl Predictor {
 
     /// Where what an old address points at went.
     fn target(&self, address: u64) -> u64 {
-        let mapped = self.old.segments.offset(address).and_then(|offset| u32::try_from(offset).ok());
+        let mapped = self
+            .old
+            .segments
+            .offset(address)
+            .and_then(|offset| u32::try_from(offset).ok());
         if let Some(offset) = mapped {
             let offset = u64::from(self.map.at(offset)).min(self.new_length.saturating_sub(1));
             return self.new.address(offset).unwrap_or(address);
         }
         // Behind the bytes of the file: memory that begins as zeros.
         for (old, new) in self.old.segments.0.iter().zip(&self.new.0) {
-            let (from, to) = (old.address.wrapping_add(old.in_file), old.address.saturating_add(old.in_memory));
+            let (from, to) = (
+                old.address.wrapping_add(old.in_file),
+                old.address.saturating_add(old.in_memory),
+            );
             if (from..=to).contains(&address) {
-                return (address - from).wrapping_add(new.address).wrapping_add(new.in_file);
+                return (address - from)
+                    .wrapping_add(new.address)
+                    .wrapping_add(new.in_file);
             }
         }
         address
@@ -190,7 +202,9 @@ impl Predictor {
 
     fn code(&self, section: &Section, window: &Window<'_>, tile: &mut Tile<'_>) {
         let places = tile.places(section, 0, 4);
-        let Some(start) = self.new.address(tile.new_offset(places.start)) else { return };
+        let Some(start) = self.new.address(tile.new_offset(places.start)) else {
+            return;
+        };
         if places.is_empty() || tile.new_offset(places.start) % 4 != 0 {
             return;
         }
@@ -232,7 +246,10 @@ impl Predictor {
         pages: &[(u64, u64); 32],
     ) -> Option<u32> {
         if let Some((from, length)) = relative(word) {
-            let target = self.near_target(pc.wrapping_add((signed(word, from, length) << 2) as u64), &tile.block);
+            let target = self.near_target(
+                pc.wrapping_add((signed(word, from, length) << 2) as u64),
+                &tile.block,
+            );
             let mask = ((1u32 << length) - 1) << from;
             let number = (target.wrapping_sub(new_pc) >> 2) as u32;
             return Some(word & !mask | number << from & mask);
@@ -279,7 +296,9 @@ impl Predictor {
         let (low, high) = self.old.segments.bounds();
         let low = low.max(0x1000);
         for place in tile.places(section, 0, 8).step_by(8) {
-            let Some(word) = window.array(place).map(u64::from_le_bytes) else { return };
+            let Some(word) = window.array(place).map(u64::from_le_bytes) else {
+                return;
+            };
             if word > low && word < high {
                 tile.put(place, &self.target(word).to_le_bytes());
             }
@@ -295,8 +314,12 @@ impl Predictor {
                 break;
             }
             let Some(word) = window.word(place) else { return };
-            let Some(pc) = self.old.segments.address(place) else { return };
-            let Some(new_pc) = self.new.address(tile.new_offset(place)) else { return };
+            let Some(pc) = self.old.segments.address(place) else {
+                return;
+            };
+            let Some(new_pc) = self.new.address(tile.new_offset(place)) else {
+                return;
+            };
             let target = self.target(pc.wrapping_add(i64::from(word as i32) as u64));
             tile.put(place, &(target.wrapping_sub(new_pc) as u32).to_le_bytes());
         }
@@ -312,7 +335,10 @@ impl Predictor {
         for place in places.step_by(4) {
             let Some(word) = window.word(place) else { return };
             let target = self.target(section.address.wrapping_add(i64::from(word as i32) as u64));
-            tile.put(place, &(target.wrapping_sub(self.frame_table) as u32).to_le_bytes());
+            tile.put(
+                place,
+                &(target.wrapping_sub(self.frame_table) as u32).to_le_bytes(),
+            );
         }
     }
 

@@ -78,7 +78,11 @@ impl Style {
             ROOT => b"/",
             _ => return Err(Fault::Corrupt("a style has both beginnings of paths")),
         };
-        let end: &[u8] = if self.flags & SLASH != 0 && !fields.path.is_empty() { b"/" } else { b"" };
+        let end: &[u8] = if self.flags & SLASH != 0 && !fields.path.is_empty() {
+            b"/"
+        } else {
+            b""
+        };
         let length = start.len() + fields.path.len() + end.len();
         let written = || start.iter().chain(fields.path).chain(end).copied();
         let mut block = self.main;
@@ -142,13 +146,19 @@ fn text(block: &mut [u8; BLOCK], (offset, length): (usize, usize), bytes: impl I
 /// Octal digits, filled up with zeros, and a NUL.
 fn number(block: &mut [u8; BLOCK], (offset, length): (usize, usize), mut value: u64) -> Result<(), Fault> {
     let field = block.get_mut(offset..offset + length).unwrap_or_default();
-    let Some((nul, digits)) = field.split_last_mut() else { return Ok(()) };
+    let Some((nul, digits)) = field.split_last_mut() else {
+        return Ok(());
+    };
     *nul = 0;
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + (value & 7) as u8;
         value >>= 3;
     }
-    if value == 0 { Ok(()) } else { Err(Fault::Corrupt("a header's number is too large")) }
+    if value == 0 {
+        Ok(())
+    } else {
+        Err(Fault::Corrupt("a header's number is too large"))
+    }
 }
 
 /// Six octal digits, a NUL and a space.

@@ -191,7 +191,10 @@ impl Columns {
 impl Table {
     /// A table of nothing but paths.
     #[cfg(feature = "publish")]
-    pub(super) fn of_paths<'a>(paths: impl Iterator<Item = &'a [u8]>, account: &mut Account) -> Result<Self, Fault> {
+    pub(super) fn of_paths<'a>(
+        paths: impl Iterator<Item = &'a [u8]>,
+        account: &mut Account,
+    ) -> Result<Self, Fault> {
         let mut table = Self::default();
         let mut numbers = Vec::new();
         for path in paths {
@@ -222,14 +225,23 @@ impl Table {
         Ok(table)
     }
 
-    fn templates(&mut self, reader: &mut Reader<'_>, count: usize, account: &mut Account) -> Result<(), Fault> {
+    fn templates(
+        &mut self,
+        reader: &mut Reader<'_>,
+        count: usize,
+        account: &mut Account,
+    ) -> Result<(), Fault> {
         for _ in 0..count {
             let flags = reader.byte(stream::TEMPLATES)?;
             if flags & !FLAGS != 0 {
                 return Err(Fault::Corrupt("a style has an unknown flag"));
             }
             let mut block = |wanted: bool| -> Result<[u8; BLOCK], Fault> {
-                let bytes = if wanted { reader.bytes(stream::TEMPLATES, BLOCK)? } else { &[0; BLOCK] };
+                let bytes = if wanted {
+                    reader.bytes(stream::TEMPLATES, BLOCK)?
+                } else {
+                    &[0; BLOCK]
+                };
                 bytes.try_into().map_err(|_| BAD)
             };
             let style = Style {
@@ -243,14 +255,22 @@ impl Table {
     }
 
     /// Reads the paths; the result is each entry's number in the listing plus one, or 0.
-    fn paths(&mut self, reader: &mut Reader<'_>, count: usize, listing: &mut Listing<'_>) -> Result<Vec<u32>, Fault> {
+    fn paths(
+        &mut self,
+        reader: &mut Reader<'_>,
+        count: usize,
+        listing: &mut Listing<'_>,
+    ) -> Result<Vec<u32>, Fault> {
         let mut numbers = Vec::new();
         let mut next = 0usize;
         let (mut before, mut idle) = (Span::default(), 0);
         while self.items.len() < count {
             next = next.checked_add(reader.size(stream::RUNS)?).ok_or(BAD)?;
             let (keep, insert) = (reader.size(stream::RUNS)?, reader.size(stream::RUNS)?);
-            let more = keep.checked_add(insert).filter(|&more| more <= count - self.items.len()).ok_or(BAD)?;
+            let more = keep
+                .checked_add(insert)
+                .filter(|&more| more <= count - self.items.len())
+                .ok_or(BAD)?;
             idle = if more == 0 { idle + 1 } else { 0 };
             if idle > 1 {
                 return Err(Fault::Corrupt("a table goes on without entries"));
@@ -275,7 +295,13 @@ impl Table {
         Ok(numbers)
     }
 
-    fn item(&mut self, path: Span, numbers: &mut Vec<u32>, number: usize, account: &mut Account) -> Result<(), Fault> {
+    fn item(
+        &mut self,
+        path: Span,
+        numbers: &mut Vec<u32>,
+        number: usize,
+        account: &mut Account,
+    ) -> Result<(), Fault> {
         if path.length as usize > crate::MAX_PATH {
             return Err(Fault::Corrupt("a path is longer than allowed"));
         }
@@ -298,13 +324,27 @@ impl Table {
         Ok(Span { from, length })
     }
 
-    fn columns(&mut self, reader: &mut Reader<'_>, listed: &[u32], listing: &mut Listing<'_>) -> Result<(), Fault> {
+    fn columns(
+        &mut self,
+        reader: &mut Reader<'_>,
+        listed: &[u32],
+        listing: &mut Listing<'_>,
+    ) -> Result<(), Fault> {
         let mut columns = Columns::default();
-        let base = if self.items.is_empty() { 0 } else { reader.number(stream::TIME)? };
+        let base = if self.items.is_empty() {
+            0
+        } else {
+            reader.number(stream::TIME)?
+        };
         for index in 0..self.items.len() {
             let number = listed.get(index).copied().unwrap_or_default();
-            let known = (number as usize).checked_sub(1).and_then(|number| listing.get(number)).copied();
-            let Some(mut item) = self.items.get(index).copied() else { return Err(BAD) };
+            let known = (number as usize)
+                .checked_sub(1)
+                .and_then(|number| listing.get(number))
+                .copied();
+            let Some(mut item) = self.items.get(index).copied() else {
+                return Err(BAD);
+            };
             let style = match reader.byte(stream::STYLE)? {
                 0 => columns.predicted_style(known.as_ref()),
                 STYLE_VERBATIM => STYLE_VERBATIM,
@@ -341,14 +381,17 @@ impl Table {
     ) -> Result<(), Fault> {
         let style = self.styles.get(usize::from(item.style)).ok_or(BAD)?;
         let (has_content, has_link) = (style.has_content(), style.has_link());
-        let small = |number: u64| u32::try_from(number).map_err(|_| Fault::Corrupt("a header's number is too large"));
+        let small =
+            |number: u64| u32::try_from(number).map_err(|_| Fault::Corrupt("a header's number is too large"));
         let mode = columns.mode(item.style)?;
         *mode ^= small(reader.number(stream::MODE)?)?;
         item.mode = *mode;
         columns.last_owner.0 ^= small(reader.number(stream::OWNER)?)?;
         columns.last_owner.1 ^= small(reader.number(stream::OWNER)?)?;
         (item.uid, item.gid) = columns.last_owner;
-        let expected = known.filter(|known| known.kind == Kind::File).map_or(0, |known| known.size);
+        let expected = known
+            .filter(|known| known.kind == Kind::File)
+            .map_or(0, |known| known.size);
         if has_content {
             item.size = expected.wrapping_add(reader.signed(stream::SIZE)? as u64);
             item.content = item.size;
@@ -364,7 +407,9 @@ impl Table {
         if has_link {
             item.link = match reader.size(stream::LENGTHS)? {
                 0 => {
-                    let link = known.map(|known| listing.link_of(known).to_vec()).unwrap_or_default();
+                    let link = known
+                        .map(|known| listing.link_of(known).to_vec())
+                        .unwrap_or_default();
                     self.text(&link, &[], listing.account())?
                 }
                 length => {
@@ -434,7 +479,9 @@ impl Table {
     /// A string of this table.
     pub(super) fn span(&self, span: Span) -> &[u8] {
         let from = span.from as usize;
-        self.names.get(from..from + span.length as usize).unwrap_or_default()
+        self.names
+            .get(from..from + span.length as usize)
+            .unwrap_or_default()
     }
 
     /// The entry at a place in the tar.
@@ -515,8 +562,13 @@ impl Walk {
         for (number, item) in table.items.iter().enumerate() {
             let path = table.span(item.path);
             while let Some(&top) = above.last() {
-                let directory = table.items.get(top as usize).map_or(&[][..], |item| table.span(item.path));
-                let beneath = path.strip_prefix(directory).is_some_and(|rest| rest.starts_with(b"/"));
+                let directory = table
+                    .items
+                    .get(top as usize)
+                    .map_or(&[][..], |item| table.span(item.path));
+                let beneath = path
+                    .strip_prefix(directory)
+                    .is_some_and(|rest| rest.starts_with(b"/"));
                 if beneath && !directory.is_empty() {
                     break;
                 }
@@ -589,9 +641,16 @@ impl Walk {
     /// The entry that comes next.
     pub(super) fn next(&mut self, up: u64, rank: usize) -> Result<u32, Fault> {
         let (directory, rank) = if up == UP_ABSOLUTE {
-            let number = u32::try_from(rank).ok().filter(|&number| number < self.root()).ok_or(BAD)?;
+            let number = u32::try_from(rank)
+                .ok()
+                .filter(|&number| number < self.root())
+                .ok_or(BAD)?;
             let directory = self.parent_of(number);
-            let rank = self.rest(directory).iter().position(|&left| left == number).ok_or(BAD)?;
+            let rank = self
+                .rest(directory)
+                .iter()
+                .position(|&left| left == number)
+                .ok_or(BAD)?;
             (directory, rank)
         } else {
             let mut directory = self.nearest(self.last);

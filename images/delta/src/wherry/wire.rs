@@ -30,13 +30,16 @@ impl Cursor {
     pub(super) fn bytes<'a>(&mut self, all: &'a [u8], length: usize) -> Result<&'a [u8], Fault> {
         let end = self.at.checked_add(length).filter(|&end| end <= self.end);
         let end = end.ok_or(Fault::Corrupt("a stream ends too early"))?;
-        let bytes = all.get(self.at..end).ok_or(Fault::Corrupt("a stream ends too early"))?;
+        let bytes = all
+            .get(self.at..end)
+            .ok_or(Fault::Corrupt("a stream ends too early"))?;
         self.at = end;
         Ok(bytes)
     }
 
     pub(super) fn byte(&mut self, all: &[u8]) -> Result<u8, Fault> {
-        self.bytes(all, 1).map(|bytes| bytes.first().copied().unwrap_or_default())
+        self.bytes(all, 1)
+            .map(|bytes| bytes.first().copied().unwrap_or_default())
     }
 
     /// An unsigned LEB128 number of at most 64 bits.
@@ -188,7 +191,11 @@ impl Account {
                 declared: self.declared,
             });
         }
-        self.take(vec.capacity().saturating_sub(before + wanted).saturating_mul(size_of::<T>()))
+        self.take(
+            vec.capacity()
+                .saturating_sub(before + wanted)
+                .saturating_mul(size_of::<T>()),
+        )
     }
 
     /// Returns the booked memory of a vector.

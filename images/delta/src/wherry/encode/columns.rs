@@ -3,10 +3,14 @@
 use std::io;
 
 use super::super::listing::{Kind, Listing, order};
-use super::super::style::{BLOCK, DOT, Fields, GID, LONG, MODE, MTIME, NAME, PREFIX, ROOT, SIZE, SLASH, SPLIT, SUM, Style, TARGET, UID};
+use super::super::style::{
+    BLOCK, DOT, Fields, GID, LONG, MODE, MTIME, NAME, PREFIX, ROOT, SIZE, SLASH, SPLIT, SUM, Style, TARGET,
+    UID,
+};
 use super::super::table::{
-    COPY_OTHER, COPY_SAME, Columns, FRESH, MAX_STYLES, PATCH_OTHER, PATCH_SAME, SOURCE_LISTED, SOURCE_SAME_PATH, SOURCE_TEXT,
-    STYLE_VERBATIM, TIME_GIVEN, TIME_LISTED, TIME_PREVIOUS, Table, Walk, stream,
+    COPY_OTHER, COPY_SAME, Columns, FRESH, MAX_STYLES, PATCH_OTHER, PATCH_SAME, SOURCE_LISTED,
+    SOURCE_SAME_PATH, SOURCE_TEXT, STYLE_VERBATIM, TIME_GIVEN, TIME_LISTED, TIME_PREVIOUS, Table, Walk,
+    stream,
 };
 use super::super::wire::{Account, zigzag};
 use super::layers::normal;
@@ -20,11 +24,7 @@ pub(super) enum Source {
     #[default]
     Fresh,
     /// An old file: its layer and path, and whether it is copied as it is.
-    Old {
-        layer: usize,
-        path: Vec<u8>,
-        copy: bool,
-    },
+    Old { layer: usize, path: Vec<u8>, copy: bool },
 }
 
 /// A header that the columns make.
@@ -62,9 +62,15 @@ impl NewItem {
     /// Finds out whether columns can make the header.
     pub(super) fn find_style(&mut self, entry: &Entry) {
         self.styled = styled(&self.header, entry).filter(|styled| {
-            let content = if styled.style.has_content() { styled.size } else { 0 };
+            let content = if styled.style.has_content() {
+                styled.size
+            } else {
+                0
+            };
             let mut made = Vec::new();
-            content == self.content && styled.style.write(&styled.fields(&self.path), &mut made).is_ok() && made == self.header
+            content == self.content
+                && styled.style.write(&styled.fields(&self.path), &mut made).is_ok()
+                && made == self.header
         });
     }
 }
@@ -99,7 +105,8 @@ fn styled(header: &[u8], entry: &Entry) -> Option<Styled> {
     if written != path {
         return None;
     }
-    let clear = |block: &mut [u8; BLOCK], (offset, length): (usize, usize)| block[offset..offset + length].fill(0);
+    let clear =
+        |block: &mut [u8; BLOCK], (offset, length): (usize, usize)| block[offset..offset + length].fill(0);
     let mut long = [0; BLOCK];
     if header.len() > BLOCK {
         flags |= LONG;
@@ -123,7 +130,11 @@ fn styled(header: &[u8], entry: &Entry) -> Option<Styled> {
     let field = |(offset, length): (usize, usize)| number(&last[offset..offset + length]).ok();
     let small = |place: (usize, usize)| u32::try_from(field(place)?).ok();
     Some(Styled {
-        link: if style.has_link() { entry.link.clone() } else { Vec::new() },
+        link: if style.has_link() {
+            entry.link.clone()
+        } else {
+            Vec::new()
+        },
         style,
         mode: small(MODE)?,
         uid: small(UID)?,
@@ -196,7 +207,10 @@ impl Writer<'_> {
         let mut next = 0;
         for &index in &self.sorted {
             // A path that comes twice is the listing's only once.
-            let found = self.listing.find(&self.items[index].path).filter(|&number| number >= next);
+            let found = self
+                .listing
+                .find(&self.items[index].path)
+                .filter(|&number| number >= next);
             next = found.map_or(next, |number| number + 1);
             known.push(found);
         }
@@ -212,7 +226,10 @@ impl Writer<'_> {
                 .zip(next + skip..)
                 .take_while(|&(known, number)| *known == Some(number))
                 .count();
-            let insert = known[at + keep..].iter().take_while(|known| known.is_none()).count();
+            let insert = known[at + keep..]
+                .iter()
+                .take_while(|known| known.is_none())
+                .count();
             for number in [skip, keep, insert] {
                 self.streams.number(stream::RUNS, number as u64);
             }
@@ -247,15 +264,22 @@ impl Writer<'_> {
                 let predicted = columns.predicted_style(listed) == style;
                 self.streams.0[stream::STYLE].push(if predicted { 0 } else { style + 1 });
                 columns.used_style(listed, style);
-                let mode = columns.mode(style).map_err(|fault| io::Error::other(fault.to_string()))?;
+                let mode = columns
+                    .mode(style)
+                    .map_err(|fault| io::Error::other(fault.to_string()))?;
                 self.streams.number(stream::MODE, u64::from(*mode ^ styled.mode));
                 *mode = styled.mode;
-                self.streams.number(stream::OWNER, u64::from(columns.last_owner.0 ^ styled.uid));
-                self.streams.number(stream::OWNER, u64::from(columns.last_owner.1 ^ styled.gid));
+                self.streams
+                    .number(stream::OWNER, u64::from(columns.last_owner.0 ^ styled.uid));
+                self.streams
+                    .number(stream::OWNER, u64::from(columns.last_owner.1 ^ styled.gid));
                 columns.last_owner = (styled.uid, styled.gid);
                 if styled.style.has_content() {
-                    let expected = listed.filter(|listed| listed.kind == Kind::File).map_or(0, |listed| listed.size);
-                    self.streams.number(stream::SIZE, zigzag(styled.size.wrapping_sub(expected) as i64));
+                    let expected = listed
+                        .filter(|listed| listed.kind == Kind::File)
+                        .map_or(0, |listed| listed.size);
+                    self.streams
+                        .number(stream::SIZE, zigzag(styled.size.wrapping_sub(expected) as i64));
                 }
                 times.push((listed.map(|listed| listed.mtime as u64), styled.mtime));
                 if styled.style.has_link() {
@@ -357,4 +381,3 @@ impl Writer<'_> {
         Ok(())
     }
 }
-

@@ -44,14 +44,22 @@ pub(super) fn parts(old: &[u8], new: &[u8], most: usize) -> Vec<PartData> {
         Some(parts) if new.len() > MAX_TWICE => parts,
         Some(parts) => {
             let pieces = piece_parts(old, new, most);
-            if rough(&parts) < rough(&pieces) { parts } else { pieces }
+            if rough(&parts) < rough(&pieces) {
+                parts
+            } else {
+                pieces
+            }
         }
         None => piece_parts(old, new, most),
     }
 }
 
 fn rough(parts: &[PartData]) -> usize {
-    parts.iter().flat_map(|part| &part.streams.0).map(|stream| rough_size(stream)).sum()
+    parts
+        .iter()
+        .flat_map(|part| &part.streams.0)
+        .map(|stream| rough_size(stream))
+        .sum()
 }
 
 fn piece_parts(old: &[u8], new: &[u8], most: usize) -> Vec<PartData> {
@@ -138,7 +146,10 @@ fn halves(pieces: &[Piece], middle: u64) -> (Vec<Piece>, Vec<Piece>) {
     let (mut first, mut second) = (Vec::new(), Vec::new());
     let mut left = middle;
     for piece in pieces {
-        let (like, fresh) = (piece.like.min(left), piece.fresh.min(left.saturating_sub(piece.like)));
+        let (like, fresh) = (
+            piece.like.min(left),
+            piece.fresh.min(left.saturating_sub(piece.like)),
+        );
         left -= like + fresh;
         let rest = Piece {
             old: piece.old + like,
@@ -161,9 +172,15 @@ fn halves(pieces: &[Piece], middle: u64) -> (Vec<Piece>, Vec<Piece>) {
 
 fn best(whole: &Whole<'_>, at: u64, pieces: &[Piece], length: u64) -> PartData {
     let plain = piece_part(whole, at, pieces, length, None);
-    let Some(prediction) = prediction(whole, at, pieces, length) else { return plain };
+    let Some(prediction) = prediction(whole, at, pieces, length) else {
+        return plain;
+    };
     let predicted = piece_part(whole, at, pieces, length, Some(prediction));
-    if predicted.streams.len() < plain.streams.len() { predicted } else { plain }
+    if predicted.streams.len() < plain.streams.len() {
+        predicted
+    } else {
+        plain
+    }
 }
 
 /// The predictor for a part, and its shortest block.
@@ -255,11 +272,17 @@ fn piece_part(
             done += count;
         }
         new_at += piece.like;
-        streams.bytes(stream::FRESH, &whole.new[new_at as usize..(new_at + piece.fresh) as usize]);
+        streams.bytes(
+            stream::FRESH,
+            &whole.new[new_at as usize..(new_at + piece.fresh) as usize],
+        );
         new_at += piece.fresh;
         old_at = piece.old + piece.like;
     }
-    streams.number(stream::PARTS, if prediction.is_some() { PREDICTED } else { PIECES });
+    streams.number(
+        stream::PARTS,
+        if prediction.is_some() { PREDICTED } else { PIECES },
+    );
     for number in [length, pieces.len() as u64, changes] {
         streams.number(stream::PARTS, number);
     }
@@ -320,6 +343,7 @@ fn number_part(block: &numbers::Block, old: &[u8], new: &[u8], most: usize) -> V
     if let numbers::How::Subtracted { old: from, .. } = block.how {
         part.streams.number(stream::PARTS, from as u64);
     }
-    part.streams.bytes(stream::PLANES, &numbers::planes(block.how, old, bytes));
+    part.streams
+        .bytes(stream::PLANES, &numbers::planes(block.how, old, bytes));
     vec![part]
 }

@@ -114,7 +114,11 @@ impl<R: Read + Seek + Send> Encoder<R> {
     pub fn new(layers: Vec<(SourceId, R)>) -> Result<Self, EncodeError> {
         let (ids, tars): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
         let mut image = Image::new(tars, u64::MAX)?;
-        let layers = image.layers.iter_mut().map(|tar| Layer::read(tar)).collect::<io::Result<_>>();
+        let layers = image
+            .layers
+            .iter_mut()
+            .map(|tar| Layer::read(tar))
+            .collect::<io::Result<_>>();
         Ok(Self {
             ids,
             image,
@@ -178,7 +182,13 @@ impl<R: Read + Seek + Send> Encoder<R> {
         for frame in &frames {
             patch.write_all(&frame.bytes).map_err(EncodeError::Patch)?;
         }
-        let sum = |table: bool| frames.iter().filter(|f| (f.output == 0) == table).map(|f| f.bytes.len() as u64).sum();
+        let sum = |table: bool| {
+            frames
+                .iter()
+                .filter(|f| (f.output == 0) == table)
+                .map(|f| f.bytes.len() as u64)
+                .sum()
+        };
         Ok(Some(Encoded {
             size,
             output: end,
@@ -190,7 +200,11 @@ impl<R: Read + Seek + Send> Encoder<R> {
     }
 
     /// Decides for every content what it is made of.
-    fn find_sources<N: Read + Seek>(&mut self, new: &mut N, items: &mut [NewItem]) -> Result<(), EncodeError> {
+    fn find_sources<N: Read + Seek>(
+        &mut self,
+        new: &mut N,
+        items: &mut [NewItem],
+    ) -> Result<(), EncodeError> {
         let times = times(items);
         for item in items {
             if item.content == 0 {
@@ -204,7 +218,9 @@ impl<R: Read + Seek + Send> Encoder<R> {
     }
 
     fn source(&mut self, item: &NewItem, bytes: &[u8], time: Option<u32>) -> Result<Source, EncodeError> {
-        let Ok(path) = std::str::from_utf8(&item.path) else { return Ok(Source::Fresh) };
+        let Ok(path) = std::str::from_utf8(&item.path) else {
+            return Ok(Source::Fresh);
+        };
         let here = self.image.tree.by_path(path);
         let same_size = |&file: &usize| self.image.tree.files[file].size == bytes.len() as u64;
         if let Some(file) = here.filter(same_size)
@@ -256,9 +272,16 @@ impl<R: Read + Seek + Send> Encoder<R> {
     /// The layer whose list the headers are predicted from: the one that shares the most paths.
     fn base(&self, items: &[NewItem]) -> Option<usize> {
         let small = |layer: &Layer| layer.plain && layer.listing_memory() <= MAX_LISTING;
-        let shared = |layer: &Layer| items.iter().filter(|item| layer.nodes.contains_key(&item.path)).count();
+        let shared = |layer: &Layer| {
+            items
+                .iter()
+                .filter(|item| layer.nodes.contains_key(&item.path))
+                .count()
+        };
         let plain = self.layers.iter().enumerate().filter(|(_, layer)| small(layer));
-        let best = plain.map(|(number, layer)| (shared(layer), number)).max_by_key(|&(shared, _)| shared);
+        let best = plain
+            .map(|(number, layer)| (shared(layer), number))
+            .max_by_key(|&(shared, _)| shared);
         best.filter(|&(shared, _)| shared > 0).map(|(_, number)| number)
     }
 
@@ -369,11 +392,14 @@ impl<R: Read + Seek + Send> Encoder<R> {
         new.rewind().map_err(EncodeError::New)?;
         let (mut made, mut expected) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         loop {
-            let length = decoder.read(&mut made).map_err(|error| wrong(error.to_string()))?;
+            let length = decoder
+                .read(&mut made)
+                .map_err(|error| wrong(error.to_string()))?;
             if length == 0 {
                 break;
             }
-            new.read_exact(&mut expected[..length]).map_err(EncodeError::New)?;
+            new.read_exact(&mut expected[..length])
+                .map_err(EncodeError::New)?;
             if made[..length] != expected[..length] {
                 return Err(wrong("the patch does not make the new layer".to_owned()));
             }
@@ -461,7 +487,11 @@ fn items<N: Read + Seek>(new: &mut N, end: u64) -> io::Result<Vec<NewItem>> {
         items.push(item);
     }
     if at < end {
-        let whole = if end - at > SHORT_TAIL { (end - at) / 512 * 512 } else { 0 };
+        let whole = if end - at > SHORT_TAIL {
+            (end - at) / 512 * 512
+        } else {
+            0
+        };
         items.push(NewItem {
             header: load(new, at..end - whole)?,
             begin: end - whole,
@@ -505,7 +535,9 @@ struct Inputs<'a, N, R> {
 
 impl<N: Read + Seek, R: Read + Seek> Inputs<'_, N, R> {
     fn place(&self, item: &NewItem) -> Option<(usize, std::ops::Range<u64>)> {
-        let Source::Old { layer, path, .. } = &item.source else { return None };
+        let Source::Old { layer, path, .. } = &item.source else {
+            return None;
+        };
         let layer = *self.used.get(*layer)?;
         Some((layer, self.nodes[layer].nodes.get(path)?.place.clone()))
     }
@@ -516,7 +548,9 @@ impl<N: Read + Seek, R: Read + Seek> Inputs<'_, N, R> {
 
     fn load(&mut self, item: &NewItem) -> Result<(Vec<u8>, Vec<u8>), EncodeError> {
         let new = load(self.new, item.begin..item.begin + item.content).map_err(EncodeError::New)?;
-        let Some((layer, place)) = self.place(item) else { return Ok((Vec::new(), new)) };
+        let Some((layer, place)) = self.place(item) else {
+            return Ok((Vec::new(), new));
+        };
         let mut old = load(&mut self.layers[layer], place).map_err(EncodeError::Old)?;
         set_time(&mut old, source_time(self.times, &item.path));
         Ok((old, new))
@@ -574,7 +608,10 @@ fn in_parallel<T: Sync, O: Send>(
             });
         }
     });
-    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+    done.into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_values()
+        .collect()
 }
 
 /// A frame that is not compressed yet.
@@ -598,7 +635,10 @@ impl Builder {
         self.start(self.place, 0, start);
         let mut done = 0;
         for part in parts {
-            let full = self.open.as_ref().is_some_and(|open| open.streams.len() + part.streams.len() > most);
+            let full = self
+                .open
+                .as_ref()
+                .is_some_and(|open| open.streams.len() + part.streams.len() > most);
             if full && start + header + done > self.open.as_ref().map_or(0, |open| open.output.start) {
                 self.reach(start + header + done);
                 ready.extend(self.seal());
@@ -613,7 +653,11 @@ impl Builder {
         self.place += 1;
         let end = item.begin + item.content.next_multiple_of(512);
         self.reach(end);
-        if self.open.as_ref().is_some_and(|open| open.output.end - open.output.start >= FRAME_OUTPUT) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.output.end - open.output.start >= FRAME_OUTPUT)
+        {
             ready.extend(self.seal());
         }
     }

@@ -55,8 +55,9 @@ pub(super) fn blocks(old: &[u8], new: &[u8]) -> Option<Vec<Block>> {
         let from = sample * step / 8 * 8;
         let bytes = &new[from..from + SAMPLE];
         let same = |&shift: &i64| {
-            old_at(old, from, bytes.len(), shift)
-                .map_or(0, |at| old[at..].iter().zip(bytes).filter(|(a, b)| a == b).count())
+            old_at(old, from, bytes.len(), shift).map_or(0, |at| {
+                old[at..].iter().zip(bytes).filter(|(a, b)| a == b).count()
+            })
         };
         // Bytes that are mostly the same are the aligner's.
         if shifts.iter().map(same).max().unwrap_or(0) > SAMPLE / 2 {
@@ -126,7 +127,12 @@ pub(super) fn planes(how: How, old: &[u8], new: &[u8]) -> Vec<u8> {
     let mut out = vec![0; count * width];
     for index in 0..count {
         let place = index * width..(index + 1) * width;
-        let number = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |sum, &byte| sum << 8 | u32::from(byte));
+        let number = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0u32, |sum, &byte| sum << 8 | u32::from(byte))
+        };
         let mut value = number(&new[place.clone()]);
         if let Some(old) = old {
             let difference = value.wrapping_sub(number(&old[place]));
