@@ -654,7 +654,8 @@ impl Walk {
             (directory, rank)
         } else {
             let mut directory = self.nearest(self.last);
-            for _ in 0..up.saturating_sub(1) {
+            let further = if up == UP_NEAREST { 0 } else { up - UP_FURTHER + 1 };
+            for _ in 0..further {
                 if directory == self.root() {
                     return Err(BAD);
                 }
