@@ -56,7 +56,8 @@ fn encode(codec: &str, old: &str, new: &str, patch: &str) -> Result<String, Fail
             let mut hasher = Hasher::new();
             io::copy(&mut File::open(old)?, &mut hasher)?;
             let layers = vec![(*hasher.diff_id().bytes(), File::open(old)?)];
-            let encoded = wherry::Encoder::new(layers)?.encode(&mut new, patch, &wherry::Options::default())?;
+            let encoded =
+                wherry::Encoder::new(layers)?.encode(&mut new, patch, &wherry::Options::default())?;
             Ok(format!("{encoded:?}"))
         }
         other => Err(format!("codec {other:?}: expected tar-diff or wherry").into()),
@@ -83,7 +84,9 @@ const LEVEL: i32 = 12;
 const TOKEN: &str = "local";
 
 fn artifact(codec: &str, old: &Path, new: &Path) -> Result<String, Failure> {
-    let codec = [Codec::TarDiff, Codec::Wherry].into_iter().find(|known| known.name() == codec);
+    let codec = [Codec::TarDiff, Codec::Wherry]
+        .into_iter()
+        .find(|known| known.name() == codec);
     let root = std::env::temp_dir().join(format!("wherry-delta-{}", std::process::id()));
     fs::create_dir(&root)?;
     let published = publish(codec, old, new, &root);
@@ -113,13 +116,20 @@ fn publish(codec: Option<Codec>, old: &Path, new: &Path, root: &Path) -> Result<
     });
     std::thread::scope(|scope| {
         let serving = scope.spawn(|| server.run());
-        let published = send(&store, &client, &images[1], &target)
-            .and_then(|()| Ok(delta::push(&store, &client, &images[0], &images[1], &target, codec)?));
+        let published = send(&store, &client, &images[1], &target).and_then(|()| {
+            Ok(delta::push(
+                &store, &client, &images[0], &images[1], &target, codec,
+            )?)
+        });
         stopper.stop();
         serving.join().map_err(|_| "the registry failed")??;
         let published = published?;
         let patch = published.layers.first().and_then(|layer| layer.patch);
-        Ok(format!("artifact {} patch {}", published.size, patch.unwrap_or(0)))
+        Ok(format!(
+            "artifact {} patch {}",
+            published.size,
+            patch.unwrap_or(0)
+        ))
     })
 }
 
@@ -132,7 +142,12 @@ fn image(store: &Store, tar: &Path) -> Result<Image, Failure> {
     let layer = Descriptor::of(OCI_LAYER_ZSTD, &blob);
     store.put_blob(&layer.digest, layer.size, &mut &blob[..])?;
     let file = store.blob(&layer.digest)?.ok_or("the blob is gone")?;
-    store.unpack_layer(&diff_id, Input::Blob(&file), &Encoding::Layer, &Limits::for_blob(layer.size))?;
+    store.unpack_layer(
+        &diff_id,
+        Input::Blob(&file),
+        &Encoding::Layer,
+        &Limits::for_blob(layer.size),
+    )?;
     let config = serde_json::json!({"architecture": "arm64", "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
     let config = serde_json::to_vec(&config)?;

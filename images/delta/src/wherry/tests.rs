@@ -1,6 +1,8 @@
 #[cfg(feature = "publish")]
 mod codec;
 #[cfg(feature = "publish")]
+mod golden;
+#[cfg(feature = "publish")]
 mod hostile;
 #[cfg(feature = "publish")]
 mod roundtrip;

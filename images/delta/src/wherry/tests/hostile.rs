@@ -33,7 +33,7 @@ fn prepared(old: &Tree, new: &Tree, frame: usize) -> (Vec<u8>, Memory, Vec<u8>) 
 }
 
 /// The same patch with every stream as it is, so that a changed byte reaches the decoder and not only zstd.
-fn stored(patch: &[u8]) -> Vec<u8> {
+pub(super) fn stored(patch: &[u8]) -> Vec<u8> {
     let header = Header::read::<_, std::io::Error>(&mut Std(patch)).unwrap();
     let mut frames = Vec::new();
     for (number, frame) in header.frames.iter().enumerate() {

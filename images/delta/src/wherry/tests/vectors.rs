@@ -22,7 +22,7 @@ const LENGTH: usize = 0xe000;
 
 /// An AArch64 program of pseudorandom instructions of every kind that is predicted, pointers and frame descriptions; `text` and `data` are
 /// where its segments are loaded.
-fn program(seed: u64, text: u64, data: u64) -> Vec<u8> {
+pub(super) fn program(seed: u64, text: u64, data: u64) -> Vec<u8> {
     let mut file = vec![0; LENGTH];
     let random = noise(LENGTH, seed);
     put(&mut file, 0, b"\x7fELF\x02\x01\x01");
