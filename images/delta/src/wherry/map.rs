@@ -38,7 +38,7 @@ pub(super) struct Map(Vec<Stretch>);
 
 impl Map {
     /// Where blocks overlap in the old file the longest decides, of equally long ones the one that begins first, then the first in the list.
-    pub(super) fn new(blocks: &mut Vec<Block>, account: &mut Account) -> Result<Self, Fault> {
+    pub(super) fn new(blocks: &mut [Block], account: &mut Account) -> Result<Self, Fault> {
         let mut map = Self::default();
         // A heap that holds all of them at once is the worst case.
         let heap_bytes = blocks
@@ -46,8 +46,8 @@ impl Map {
             .saturating_mul(size_of::<(u32, core::cmp::Reverse<u32>)>());
         account.take(heap_bytes)?;
         let mut heap = BinaryHeap::with_capacity(blocks.len());
-        // Stable: of blocks that begin at the same place the first in the list comes first.
-        blocks.sort_by_key(|block| block.old);
+        // The list is in the order of the new file: of blocks that begin at the same place the first in the list comes first.
+        blocks.sort_unstable_by_key(|block| (block.old, block.new));
         let mut next = 0;
         let mut at = 0;
         loop {

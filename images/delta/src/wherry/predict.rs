@@ -76,6 +76,16 @@ impl Tile<'_> {
     }
 }
 
+/// An instruction of the old file.
+struct At {
+    word: u32,
+    /// Its address, and the new one.
+    pc: u64,
+    new_pc: u64,
+    /// Where in the old file it stands.
+    place: u64,
+}
+
 /// The bits `from..from + length` of a word as a signed number.
 fn signed(word: u32, from: u32, length: u32) -> i64 {
     i64::from((word << (32 - from - length)) as i32 >> (32 - length))
@@ -205,7 +215,7 @@ impl Predictor {
         let Some(start) = self.new.address(tile.new_offset(places.start)) else {
             return;
         };
-        if places.is_empty() || tile.new_offset(places.start) % 4 != 0 {
+        if places.is_empty() || !tile.new_offset(places.start).is_multiple_of(4) {
             return;
         }
         let address = |place: u64| section.address.wrapping_add(place.wrapping_sub(section.offset));
@@ -218,7 +228,13 @@ impl Predictor {
             let pc = address(place);
             if place >= places.start {
                 let new_pc = start.wrapping_add(place - places.start);
-                if let Some(word) = self.instruction(word, pc, new_pc, place, section, window, tile, &pages) {
+                let at = At {
+                    word,
+                    pc,
+                    new_pc,
+                    place,
+                };
+                if let Some(word) = self.instruction(&at, section, window, tile, &pages) {
                     tile.put(place, &word.to_le_bytes());
                 }
             }
@@ -233,18 +249,20 @@ impl Predictor {
     }
 
     /// The new word for an old one; `None` when nothing in it is an address.
-    #[allow(clippy::too_many_arguments)]
     fn instruction(
         &self,
-        word: u32,
-        pc: u64,
-        new_pc: u64,
-        place: u64,
+        at: &At,
         section: &Section,
         window: &Window<'_>,
         tile: &Tile<'_>,
         pages: &[(u64, u64); 32],
     ) -> Option<u32> {
+        let &At {
+            word,
+            pc,
+            new_pc,
+            place,
+        } = at;
         if let Some((from, length)) = relative(word) {
             let target = self.near_target(
                 pc.wrapping_add((signed(word, from, length) << 2) as u64),
@@ -329,7 +347,7 @@ impl Predictor {
         // Behind version, encodings, the section's own address and the count.
         const HEAD: u64 = 12;
         let places = tile.places(section, HEAD, 4);
-        if tile.new_offset(places.start) % 4 != 0 {
+        if !tile.new_offset(places.start).is_multiple_of(4) {
             return;
         }
         for place in places.step_by(4) {

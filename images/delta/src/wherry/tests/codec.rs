@@ -84,7 +84,7 @@ fn a_patch_is_not_made_when_it_is_not_smaller_or_takes_too_much_memory() {
     file(&mut new, "a", noise(100_000, 2), 5);
     let (old, new) = (tar(&old), tar(&new));
     let (patch, encoded) = encode(std::slice::from_ref(&old), &new, &Options::default());
-    let mut again = |smaller_than: u64, memory: u64| {
+    let again = |smaller_than: u64, memory: u64| {
         let options = Options {
             smaller_than,
             memory,

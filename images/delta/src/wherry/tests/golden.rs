@@ -78,7 +78,7 @@ fn moved(old: &[u8]) -> Vec<u8> {
         new: new_elf.segments,
         frame_table: new_elf.frame_table,
         new_length: old.len() as u64,
-        map: Map::new(&mut vec![block], &mut Account::new(u64::MAX)).unwrap(),
+        map: Map::new(&mut [block], &mut Account::new(u64::MAX)).unwrap(),
     };
     let mut new = old.to_vec();
     predictor.apply(block, 0, &Window { base: 0, bytes: old }, &mut new);
