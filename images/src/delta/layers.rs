@@ -76,7 +76,8 @@ fn list_one(
             FileType::Symlink => (Kind::Link, readlinkat(&fd, name, Vec::new())?.into_bytes()),
             _ => continue,
         };
-        let (size, mtime) = (u64::try_from(stat.st_size).unwrap_or(0), i64::from(stat.st_mtime));
+        // 32 bits on some boards.
+        let (size, mtime) = (u64::try_from(stat.st_size).unwrap_or(0), stat.st_mtime as _);
         if !listing.add(&path, kind, size, mtime, &link) {
             return Ok(false);
         }
@@ -149,5 +150,64 @@ impl<R: Read> Read for TarStream<R> {
         self.0
             .read(buf)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn old_files_are_those_of_the_layer_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("layer");
+        fs::create_dir_all(layer.join("a/b")).unwrap();
+        fs::write(dir.path().join("outside"), "outside").unwrap();
+        fs::write(layer.join("a/b/file"), "inside").unwrap();
+        symlink("../../outside", layer.join("a/link")).unwrap();
+        symlink("..", layer.join("up")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, layer.join("fifo"), Mode::RUSR).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let mut trees = Trees(vec![open(&layer, flags, Mode::empty()).unwrap()]);
+        for (path, expected) in [
+            ("a/b/file", Ok("inside")),
+            ("a/link", Err("a/link: ")),
+            ("up/outside", Err("up/outside: ")),
+            ("up/layer/a/b/file", Err("up/layer/a/b/file: ")),
+            ("fifo", Err("fifo: is not a regular file")),
+            ("a/b", Err("a/b: ")),
+            ("none", Err("none: ")),
+        ] {
+            let found = Layers::open(&mut trees, 0, path.as_bytes());
+            let found = found.map(|mut file| io::read_to_string(&mut file.0).unwrap());
+            match expected {
+                Ok(text) => assert_eq!(found.unwrap(), text, "{path}"),
+                Err(part) => assert!(found.unwrap_err().to_string().contains(part), "{path}"),
+            }
+        }
+        assert!(Layers::open(&mut trees, 1, b"a/b/file").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_applied_is_refused_at_the_start() {
+        let head = |body: &[u8]| {
+            let magic = &wherry_delta::wherry::MAGIC[..];
+            [magic, &(body.len() as u32).to_le_bytes(), body].concat()
+        };
+        let foreign = [&[1, 0, 0, 1][..], &[0xab; 32], &[0]].concat();
+        for (patch, expected) in [
+            (b"tardf1\n\0\0\0\0\0".to_vec(), "expected a wherry delta"),
+            (head(&[1, 0x80, 0x80, 0x80, 0x7f, 0, 0, 0]), "bytes of memory"),
+            (head(&foreign), "over layer sha256:abab"),
+            (vec![], "ends too early"),
+        ] {
+            let error = wherry_stream(&patch[..], &[], &[])
+                .map(drop)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -27,6 +27,7 @@ mod part;
 mod predict;
 mod style;
 mod table;
+mod walk;
 mod wire;
 
 #[cfg(feature = "publish")]

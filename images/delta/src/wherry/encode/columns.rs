@@ -9,9 +9,9 @@ use super::super::style::{
 };
 use super::super::table::{
     COPY_OTHER, COPY_SAME, Columns, FRESH, MAX_STYLES, PATCH_OTHER, PATCH_SAME, SOURCE_LISTED,
-    SOURCE_SAME_PATH, SOURCE_TEXT, STYLE_VERBATIM, TIME_GIVEN, TIME_LISTED, TIME_PREVIOUS, Table, Walk,
-    stream,
+    SOURCE_SAME_PATH, SOURCE_TEXT, STYLE_VERBATIM, TIME_GIVEN, TIME_LISTED, TIME_PREVIOUS, Table, stream,
 };
+use super::super::walk::Walk;
 use super::super::wire::{Account, zigzag};
 use super::layers::normal;
 use super::streams::Streams;

@@ -9,35 +9,33 @@
 
 mod columns;
 mod content;
+mod frames;
 mod layers;
 mod numbers;
+mod parallel;
 mod streams;
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::Mutex;
 
 pub use crate::image::EncodeError;
 
-use super::decode::{HASH, hash};
 use super::header::{Base, Header, Limits, SourceId};
 use super::listing::Listing;
 use super::old::{has_time, with_time};
-use super::part::stream;
 use super::table::python_source;
 use super::wire::{Account, put};
-use super::{CHUNK, Decoder, Layers, MAGIC, MAX_FRAME, PREDICTOR};
+use super::{Decoder, Layers, MAGIC, MAX_FRAME, PREDICTOR};
 use crate::adapt::{Std, Zstd};
 use crate::image::{Image, load};
 use crate::tar::{Entries, Entry};
 use columns::{NewItem, Source};
 use content::PartData;
+use frames::{Builder, Sealed, pack};
 use layers::Layer;
-use streams::Streams;
+use parallel::{Budget, in_parallel, lock};
 
-/// A frame that makes more output is closed at the next entry: a restart makes it again.
-const FRAME_OUTPUT: u64 = 32 << 20;
 /// The entries of one table.
 const TABLE_ITEMS: usize = 1 << 14;
 /// The longest list of old files that headers are predicted from, in bytes of memory: beside it a table is decoded.
@@ -46,9 +44,8 @@ const MAX_LISTING: u64 = 4 << 20;
 const BOARD_MEMORY: u64 = 18 << 20;
 /// A tail of the tar up to this length is a header, which zstd sees beside the others; a longer one is content.
 const SHORT_TAIL: u64 = 64 << 10;
-/// New bytes that are worked on at once, and the memory for aligning them.
+/// New bytes that are worked on at once.
 const BATCH: u64 = 256 << 20;
-const ALIGN_MEMORY: u64 = 900 << 20;
 
 /// How a patch is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,14 +93,6 @@ pub struct Encoder<R> {
     ids: Vec<SourceId>,
     image: Image<R>,
     layers: Vec<Layer>,
-}
-
-/// A frame that is done.
-struct Sealed {
-    output: u64,
-    bytes: Vec<u8>,
-    /// Bytes of hashes in it.
-    hashes: u64,
 }
 
 impl<R: Read + Seek + Send> Encoder<R> {
@@ -413,10 +402,6 @@ fn fault(fault: super::Fault) -> EncodeError {
     EncodeError::Patch(io::Error::other(fault.to_string()))
 }
 
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Magic, length and header.
 fn head(memory: u64, output: u64, sources: &[SourceId], base: Option<Base>, frames: &[Sealed]) -> Vec<u8> {
     let mut body = Vec::new();
@@ -555,158 +540,6 @@ impl<N: Read + Seek, R: Read + Seek> Inputs<'_, N, R> {
         set_time(&mut old, source_time(self.times, &item.path));
         Ok((old, new))
     }
-}
-
-/// Memory for aligning, shared by the workers. A file that takes more than all of it waits until it is alone.
-#[derive(Default)]
-struct Budget {
-    used: Mutex<u64>,
-    freed: Condvar,
-}
-
-struct Share<'a>(&'a Budget, u64);
-
-impl Budget {
-    fn take(&self, bytes: u64) -> Share<'_> {
-        let mut used = lock(&self.used);
-        while *used > 0 && *used + bytes > ALIGN_MEMORY {
-            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
-        }
-        *used += bytes;
-        Share(self, bytes)
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.used) -= self.1;
-        self.0.freed.notify_all();
-    }
-}
-
-/// Does one thing to each of many, in parallel; the results are in order.
-fn in_parallel<T: Sync, O: Send>(
-    work: &[T],
-    threads: usize,
-    each: impl Fn(&T) -> Result<O, EncodeError> + Sync,
-) -> Result<Vec<O>, EncodeError> {
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(work.len()) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(one) = work.get(number) else { break };
-                    let result = each(one);
-                    lock(&done).insert(number, result);
-                }
-            });
-        }
-    });
-    done.into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .into_values()
-        .collect()
-}
-
-/// A frame that is not compressed yet.
-struct Open {
-    streams: Streams<{ stream::COUNT }>,
-    output: std::ops::Range<u64>,
-}
-
-/// Puts parts into frames.
-#[derive(Default)]
-struct Builder {
-    open: Option<Open>,
-    /// The place of the next entry in its table.
-    place: u64,
-}
-
-impl Builder {
-    fn add(&mut self, item: &NewItem, parts: Vec<PartData>, most: usize, ready: &mut Vec<Open>) {
-        let header = item.header.len() as u64;
-        let start = item.begin - header;
-        self.start(self.place, 0, start);
-        let mut done = 0;
-        for part in parts {
-            let full = self
-                .open
-                .as_ref()
-                .is_some_and(|open| open.streams.len() + part.streams.len() > most);
-            if full && start + header + done > self.open.as_ref().map_or(0, |open| open.output.start) {
-                self.reach(start + header + done);
-                ready.extend(self.seal());
-                let offset = header + done;
-                self.start(self.place, offset, start + offset);
-            }
-            if let Some(open) = &mut self.open {
-                open.streams.append(&part.streams);
-            }
-            done += part.length;
-        }
-        self.place += 1;
-        let end = item.begin + item.content.next_multiple_of(512);
-        self.reach(end);
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.output.end - open.output.start >= FRAME_OUTPUT)
-        {
-            ready.extend(self.seal());
-        }
-    }
-
-    fn start(&mut self, place: u64, offset: u64, at: u64) {
-        if self.open.is_none() {
-            let mut streams = Streams::default();
-            streams.number(stream::PARTS, place);
-            streams.number(stream::PARTS, offset);
-            self.open = Some(Open {
-                streams,
-                output: at..at,
-            });
-        }
-    }
-
-    fn reach(&mut self, end: u64) {
-        if let Some(open) = &mut self.open {
-            open.output.end = end;
-        }
-    }
-
-    /// Closes the open frame, if it makes anything.
-    fn seal(&mut self) -> Option<Open> {
-        self.open.take().filter(|open| !open.output.is_empty())
-    }
-}
-
-/// Hashes and compresses frames.
-fn pack<N: Read + Seek>(new: &mut N, ready: Vec<Open>, threads: usize) -> Result<Vec<Sealed>, EncodeError> {
-    let mut work = Vec::new();
-    for open in ready {
-        let mut hashes = Vec::new();
-        let mut at = open.output.start;
-        while at < open.output.end {
-            let to = open.output.end.min(at + CHUNK as u64);
-            hashes.extend_from_slice(&hash(&load(new, at..to).map_err(EncodeError::New)?));
-            at = to;
-        }
-        work.push((hashes, open));
-    }
-    in_parallel(&work, threads, |(hashes, open)| {
-        debug_assert_eq!(hashes.len() % HASH, 0);
-        Ok(Sealed {
-            output: open.output.end - open.output.start,
-            hashes: hashes.len() as u64,
-            bytes: [&hashes[..], &open.streams.pack().map_err(EncodeError::Patch)?].concat(),
-        })
-    })
 }
 
 /// The old layers' tars as their extracted files.
