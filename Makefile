@@ -1,5 +1,5 @@
 # Thin on purpose: each target is one script.
-.PHONY: help demo test arm pi-test pi-smoke lint bench-runtime
+.PHONY: help demo test arm pi-test pi-smoke lint bench-runtime bench-delta
 
 help:
 	@echo "make demo   one voyage with real bytes: publish, pull over a bad link, run, delta update, kill, restart offline"
@@ -9,6 +9,7 @@ help:
 	@echo "make pi-smoke  the part of it that CI runs: one kernel, 64 bits, within ten minutes"
 	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
 	@echo "make bench-runtime   the runtime beside crun and runc, interleaved (ROUNDS=100); not part of make test"
+	@echo "make bench-delta   our deltas of real layers beside xdelta3, bsdiff, rdiff and zstd (PAIRS=... for some); not part of make test"
 
 demo:
 	@tests/steps demo
@@ -30,3 +31,6 @@ lint:
 
 bench-runtime:
 	@tests/steps bench-runtime $(ROUNDS)
+
+bench-delta:
+	@tests/steps bench-delta $(PAIRS)

@@ -7,7 +7,7 @@
 //! ```text
 //! publish:  OLD's and NEW's layer blobs ── wherry-delta (feature `publish`) ──► patches ──► envelope ──► registry
 //! find:     registry ── referrers of the target ──► envelopes whose source image is in the store ──► the smallest
-//! apply:    patch ── tar_stream, in the cage, over the source image's trees ──► tar ──► unpack ──► diffID
+//! apply:    patch ── tar_stream or wherry_stream, in the cage, over the source image's trees ──► tar ──► unpack ──► diffID
 //! ```
 //!
 //! Nothing that an envelope or a patch says is trusted: the target's manifest and config come from the registry as for a full
@@ -17,14 +17,16 @@
 mod compose;
 mod envelope;
 mod find;
+mod layers;
 #[cfg(feature = "publish")]
 mod publish;
 mod source;
 #[cfg(test)]
 mod tests;
 
-pub use envelope::{ARTIFACT_TYPE, Envelope, Layer};
+pub use envelope::{ARTIFACT_TYPE, Codec, Envelope, Layer};
 pub use find::{Candidate, apply, find, list};
+pub use layers::{MEMORY, wherry_stream};
 #[cfg(feature = "publish")]
 pub use publish::{Published, PublishedLayer, push};
 pub use source::tar_stream;
@@ -79,7 +81,7 @@ pub enum Error {
 #[cfg(feature = "publish")]
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: {cause}", cause = std::error::Error::source(.0).map(ToString::to_string).unwrap_or_default())]
-pub struct EncodeFailure(wherry_delta::tardiff::EncodeError);
+pub struct EncodeFailure(wherry_delta::EncodeError);
 
 impl Error {
     /// What retry logic may do. A delta is never retried as such: the full layer is there.

@@ -65,6 +65,11 @@ macro_rules! digest_type {
         pub struct $name([u8; 32]);
 
         impl $name {
+            /// The hash itself.
+            pub const fn bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
             /// Reads `sha256:` and 64 lower-case hex digits.
             pub fn parse(text: &str) -> Result<Self, Error> {
                 parse(text).map(Self)

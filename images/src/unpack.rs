@@ -52,6 +52,13 @@ pub enum Encoding {
         /// The trees.
         sources: Vec<PathBuf>,
     },
+    /// A patch of our own codec over the trees of layers.
+    Wherry {
+        /// The trees.
+        sources: Vec<PathBuf>,
+        /// Their diffIDs, by which the patch names them.
+        diff_ids: Vec<DiffId>,
+    },
 }
 
 impl Encoding {
@@ -59,7 +66,7 @@ impl Encoding {
     pub(crate) fn sources(&self) -> &[PathBuf] {
         match self {
             Self::Layer => &[],
-            Self::TarDiff { sources } => sources,
+            Self::TarDiff { sources } | Self::Wherry { sources, .. } => sources,
         }
     }
 }
@@ -222,6 +229,11 @@ pub fn unpack(
         Encoding::TarDiff { sources } => {
             let stream =
                 crate::delta::tar_stream(input, sources).map_err(|e| Error::Compression(e.to_string()))?;
+            unpack_tar(stream, limits, work)
+        }
+        Encoding::Wherry { sources, diff_ids } => {
+            let stream = crate::delta::wherry_stream(input, sources, diff_ids)
+                .map_err(|e| Error::Compression(e.to_string()))?;
             unpack_tar(stream, limits, work)
         }
     }

@@ -52,6 +52,9 @@ pub struct PushArgs {
     /// the account: USER:PASSWORD, instead of docker's config.json
     #[argh(option, arg_name = "account")]
     pub creds: Option<String>,
+    /// how layers are patched: auto (what is smaller), tar-diff (other tools apply it, too), or wherry
+    #[argh(option, arg_name = "codec", default = "String::from(\"auto\")")]
+    pub codec: String,
     /// text, or json
     #[argh(option, arg_name = "format", default = "String::from(\"text\")")]
     pub format: String,
@@ -121,11 +124,21 @@ fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
             )));
         }
     };
+    let codec = match args.codec.as_str() {
+        "auto" => None,
+        "tar-diff" => Some(delta::Codec::TarDiff),
+        "wherry" => Some(delta::Codec::Wherry),
+        other => {
+            return Err(Failure::new(format!(
+                "codec {other:?} is not supported; use auto, tar-diff or wherry"
+            )));
+        }
+    };
     let target = Reference::parse(&args.new)?;
     let store = place.store()?;
     let (old, new) = (store.resolve(&args.old)?, store.resolve(&args.new)?);
     let client = registry::client(args.tls_verify, args.creds.as_deref(), &target)?;
-    let published = delta::push(&store, &client, &old, &new, &target).map_err(|error| {
+    let published = delta::push(&store, &client, &old, &new, &target, codec).map_err(|error| {
         failed(
             &format!("cannot publish a delta to {}", target.familiar()),
             &error,
@@ -138,7 +151,10 @@ fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
         layers,
     } = &published;
     if as_json {
-        let layer = |l: &delta::PublishedLayer| json!({ "layer": l.layer, "full": l.full, "patch": l.patch });
+        let layer = |l: &delta::PublishedLayer| {
+            let codec = l.codec.map(delta::Codec::name);
+            json!({ "layer": l.layer, "full": l.full, "patch": l.patch, "codec": codec })
+        };
         let layers: Vec<_> = layers.iter().map(layer).collect();
         print(&format!(
             "{}\n",
@@ -150,7 +166,10 @@ fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
     for layer in layers {
         let patch = layer.patch.map_or_else(
             || "in full, which is smaller".into(),
-            |patch| format!("delta {}", ago::size(patch)),
+            |patch| {
+                let codec = layer.codec.map_or("", delta::Codec::name);
+                format!("{codec} delta {}", ago::size(patch))
+            },
         );
         text.push_str(&format!(
             "{}: {patch} for {}\n",
@@ -187,7 +206,10 @@ fn show(args: &ShowArgs, place: &Place) -> Result<ExitCode, Failure> {
         )
     })?;
     if as_json {
-        let layer = |layer: &delta::Layer| json!({ "to": layer.to, "blob": layer.blob.digest, "size": layer.blob.size });
+        let layer = |layer: &delta::Layer| {
+            let codec = layer.codec().map(delta::Codec::name);
+            json!({ "to": layer.to, "blob": layer.blob.digest, "size": layer.blob.size, "codec": codec })
+        };
         let line = |(artifact, envelope): &(wherry_images::Digest, Envelope)| {
             let object = json!({
                 "artifact": artifact,

@@ -12,6 +12,19 @@ impl<T> ErrorType for Std<T> {
     type Error = io::Error;
 }
 
+/// The reference implementation of zstd as a decompressor of frames.
+#[cfg(feature = "zstd")]
+#[derive(Default)]
+pub struct Zstd(zstd::zstd_safe::DCtx<'static>);
+
+#[cfg(feature = "zstd")]
+impl crate::wherry::Decompress for Zstd {
+    fn decompress(&mut self, from: &[u8], to: &mut [u8]) -> bool {
+        let wanted = to.len();
+        self.0.decompress(to, from).is_ok_and(|made| made == wanted)
+    }
+}
+
 /// Calls until it is not interrupted by a signal.
 fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {

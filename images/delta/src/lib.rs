@@ -25,11 +25,14 @@ pub mod adapt;
 mod error;
 mod source;
 pub mod tardiff;
+pub mod wherry;
 
 #[cfg(feature = "publish")]
 mod align;
 #[cfg(feature = "publish")]
 mod chunk;
+#[cfg(feature = "publish")]
+mod image;
 #[cfg(feature = "publish")]
 mod similar;
 #[cfg(feature = "publish")]
@@ -38,4 +41,6 @@ mod tar;
 mod tree;
 
 pub use error::{Class, Error};
+#[cfg(feature = "publish")]
+pub use image::EncodeError;
 pub use source::{MAX_PATH, PathFault, Source, check_path};

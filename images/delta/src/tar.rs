@@ -23,6 +23,10 @@ pub(crate) struct Entry {
     pub(crate) mode: u32,
     /// Whether the bytes in the tar are not the bytes of the file.
     pub(crate) sparse: bool,
+    /// When it was changed, in whole seconds.
+    pub(crate) mtime: i64,
+    /// Where its first header begins in the tar.
+    pub(crate) begin: u64,
     /// Where its bytes begin in the tar.
     pub(crate) offset: u64,
     /// How many bytes it has in the tar.
@@ -35,6 +39,7 @@ struct Extension {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
+    mtime: Option<i64>,
     sparse: bool,
 }
 
@@ -52,6 +57,7 @@ impl<R: Read + Seek> Entries<R> {
     /// The next entry; `None` at the end-of-archive block or at the end of the file.
     pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
         let mut extension = Extension::default();
+        let begin = self.next;
         loop {
             let Some(header) = self.block()? else {
                 return Ok(None);
@@ -69,12 +75,12 @@ impl<R: Read + Seek> Entries<R> {
                 b'g' => {
                     self.skip(stored)?;
                 }
-                kind => return self.entry(&header, kind, extension).map(Some),
+                kind => return self.entry(&header, kind, extension, begin).map(Some),
             }
         }
     }
 
-    fn entry(&mut self, header: &[u8; 512], kind: u8, extension: Extension) -> io::Result<Entry> {
+    fn entry(&mut self, header: &[u8; 512], kind: u8, extension: Extension, begin: u64) -> io::Result<Entry> {
         let mut sparse = extension.sparse;
         if kind == b'S' {
             sparse = true;
@@ -116,7 +122,11 @@ impl<R: Read + Seek> Entries<R> {
                 kind
             },
             mode: number(&header[100..108]).unwrap_or(0) as u32,
+            mtime: extension
+                .mtime
+                .unwrap_or_else(|| number(&header[136..148]).map_or(0, |mtime| mtime as i64)),
             sparse,
+            begin,
             offset,
             size,
         })
@@ -171,7 +181,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 }
 
 /// A number field: octal, or GNU's big-endian binary.
-fn number(field: &[u8]) -> io::Result<u64> {
+pub(crate) fn number(field: &[u8]) -> io::Result<u64> {
     if field[0] & 0x80 != 0 {
         let mut value = u64::from(field[0] & 0x7f);
         for &byte in &field[1..] {
@@ -216,6 +226,7 @@ fn pax(mut body: &[u8], extension: &mut Extension) -> io::Result<()> {
         match key {
             b"path" => extension.path = Some(value.to_vec()),
             b"linkpath" => extension.link = Some(value.to_vec()),
+            b"mtime" => extension.mtime = Some(seconds(value)),
             b"size" => extension.size = Some(decimal(value)?),
             key if key.starts_with(b"GNU.sparse.") => extension.sparse = true,
             _ => {}
@@ -223,6 +234,20 @@ fn pax(mut body: &[u8], extension: &mut Extension) -> io::Result<()> {
         body = &body[length..];
     }
     Ok(())
+}
+
+/// The whole seconds of a time, downwards; 0 for what is none.
+fn seconds(text: &[u8]) -> i64 {
+    let (whole, part) = match text.iter().position(|&byte| byte == b'.') {
+        Some(dot) => (&text[..dot], &text[dot + 1..]),
+        None => (text, &[][..]),
+    };
+    let whole: i64 = std::str::from_utf8(whole)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    let below = text.first() == Some(&b'-') && part.iter().any(|&digit| digit != b'0');
+    whole - i64::from(below)
 }
 
 fn decimal(text: &[u8]) -> io::Result<u64> {

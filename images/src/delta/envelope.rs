@@ -1,7 +1,7 @@
 //! The containers/oci-delta envelope: how one manifest says which layers of which image a set of patches makes.
 //!
 //! Written as its README publishes it ("Delta file format"). The layers of the target that the source has, by diffID, are not in it. Of the
-//! others each is one blob: a tar-diff, or the layer as it is where a patch would not be smaller. The source is an image, named by
+//! others each is one blob: a tar-diff, a patch of our own codec, or the layer as it is where a patch would not be smaller. The source is an image, named by
 //! its config's digest: patches refer to files of its whole root file system.
 
 use std::collections::BTreeMap;
@@ -23,6 +23,33 @@ pub(super) const CONTENT_MANIFEST: &str = "image-manifest";
 pub(super) const CONTENT_CONFIG: &str = "image-config";
 pub(super) const CONTENT_LAYER: &str = "image-layer";
 
+/// A kind of patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// The codec that containers/oci-delta describes.
+    TarDiff,
+    /// Our own.
+    Wherry,
+}
+
+impl Codec {
+    /// The media type of its patches.
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::TarDiff => wherry_delta::tardiff::MEDIA_TYPE,
+            Self::Wherry => wherry_delta::wherry::MEDIA_TYPE,
+        }
+    }
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TarDiff => "tar-diff",
+            Self::Wherry => "wherry",
+        }
+    }
+}
+
 /// One changed layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -33,9 +60,16 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Whether the blob is a tar-diff; otherwise it is the layer itself.
+    /// How the blob is a patch; none when it is the layer itself, or a patch of a kind that is not known here.
+    pub fn codec(&self) -> Option<Codec> {
+        [Codec::TarDiff, Codec::Wherry]
+            .into_iter()
+            .find(|codec| codec.media_type() == self.blob.media_type)
+    }
+
+    /// Whether the blob is a patch that can be applied here.
     pub fn is_patch(&self) -> bool {
-        self.blob.media_type == wherry_delta::tardiff::MEDIA_TYPE
+        self.codec().is_some()
     }
 }
 

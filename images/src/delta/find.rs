@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use super::Error;
-use super::envelope::{ARTIFACT_TYPE, Envelope, Layer, SOURCE_CONFIG};
+use super::envelope::{ARTIFACT_TYPE, Codec, Envelope, Layer, SOURCE_CONFIG};
 use crate::digest::{DiffId, Digest};
 use crate::manifest::{Descriptor, Document};
 use crate::reference::Reference;
@@ -25,6 +25,8 @@ pub struct Candidate {
     pub envelope: Envelope,
     /// The unpacked layers of the source image, the lowest first.
     pub trees: Vec<PathBuf>,
+    /// Their diffIDs.
+    pub diff_ids: Vec<DiffId>,
     /// The bytes of these layers' tars.
     pub source_size: u64,
 }
@@ -70,7 +72,7 @@ pub fn find(
                 continue;
             }
         };
-        let Some((trees, source_size)) = sources.get(&envelope.source_config) else {
+        let Some((trees, diff_ids, source_size)) = sources.get(&envelope.source_config) else {
             continue;
         };
         if best
@@ -81,6 +83,7 @@ pub fn find(
                 artifact: entry.digest,
                 envelope,
                 trees: trees.clone(),
+                diff_ids: diff_ids.clone(),
                 source_size: *source_size,
             });
         }
@@ -106,8 +109,8 @@ pub fn list(
         .collect()
 }
 
-/// The unpacked layers of an image, the lowest first, and the bytes of their tars.
-type Layers = (Vec<PathBuf>, u64);
+/// The unpacked layers of an image, the lowest first, their diffIDs, and the bytes of their tars.
+type Layers = (Vec<PathBuf>, Vec<DiffId>, u64);
 
 /// The layers of every image that is here whole, by its config.
 fn sources(store: &Store) -> Result<BTreeMap<Digest, Layers>, Error> {
@@ -136,7 +139,7 @@ fn layers(store: &Store, image: &Image) -> Result<Option<Layers>, store::Error> 
         trees.push(tree);
         size = size.saturating_add(info.tar_size);
     }
-    Ok(Some((trees, size)))
+    Ok(Some((trees, image.diff_ids.clone(), size)))
 }
 
 fn fetch(
@@ -181,15 +184,19 @@ pub fn apply(
     full_size: u64,
     diff_id: &DiffId,
 ) -> Result<(), Error> {
-    if !layer.is_patch() {
-        let reason = format!("layer {} is not a patch but {}", layer.to, layer.blob.media_type);
-        return Err(Error::Refused {
-            artifact: candidate.artifact,
-            reason,
-        });
-    }
-    let encoding = Encoding::TarDiff {
-        sources: candidate.trees.clone(),
+    let sources = candidate.trees.clone();
+    let encoding = match layer.codec() {
+        Some(Codec::TarDiff) => Encoding::TarDiff { sources },
+        Some(Codec::Wherry) => Encoding::Wherry {
+            sources,
+            diff_ids: candidate.diff_ids.clone(),
+        },
+        None => {
+            return Err(Error::Refused {
+                artifact: candidate.artifact,
+                reason: format!("layer {} is not a patch but {}", layer.to, layer.blob.media_type),
+            });
+        }
     };
     let mut limits = Limits::for_blob(full_size);
     let made_of = Limits::of(patch).tar_bytes.saturating_add(candidate.source_size);

@@ -9,10 +9,10 @@ use std::io::{self, Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use wherry_delta::tardiff::{Encoder, MEDIA_TYPE};
+use wherry_delta::{EncodeError, tardiff, wherry};
 
 use super::compose::{EMPTY_CONFIG, Parts};
-use super::envelope::Layer;
+use super::envelope::{Codec, Layer};
 use super::{EncodeFailure, Error};
 use crate::digest::{DiffId, Digest, Hasher};
 use crate::manifest::{Descriptor, OCI_MANIFEST};
@@ -43,9 +43,12 @@ pub struct PublishedLayer {
     pub full: u64,
     /// The patch's size; none when the layer itself is smaller.
     pub patch: Option<u64>,
+    /// The patch's kind.
+    pub codec: Option<Codec>,
 }
 
-/// Publishes the delta that makes `new` out of `old` in the repository of `target`, where `new` already is.
+/// Publishes the delta that makes `new` out of `old` in the repository of `target`, where `new` already is. Without a `codec` each layer gets
+/// the one whose patch is smaller.
 ///
 /// # Errors
 /// [`Error::Publish`] when the images are not a pair or a layer's blob is not in the store; else whatever the store, the encoder or
@@ -56,6 +59,7 @@ pub fn push(
     old: &Image,
     new: &Image,
     target: &Reference,
+    codec: Option<Codec>,
 ) -> Result<Published, Error> {
     if old.config_digest == new.config_digest {
         return Err(Error::Publish(format!(
@@ -85,35 +89,17 @@ pub fn push(
     let mut layers = Vec::new();
     let mut published = Vec::new();
     if !changed.is_empty() {
-        let tars = old.manifest.layers.iter().zip(&old.diff_ids);
-        let tars = tars
-            .map(|(layer, diff_id)| scratch.tar(layer, diff_id))
-            .collect::<Result<Vec<_>, _>>()?;
-        let failed = |what: String| {
-            move |source| Error::Encode {
-                what,
-                source: EncodeFailure(source),
-            }
-        };
-        let mut encoder = Encoder::new(tars).map_err(failed(format!("image {}", old.digest)))?;
+        let mut encoders = Encoders::new(&scratch, old, codec)?;
         for (layer, diff_id) in changed {
-            let mut tar = scratch.tar(layer, &diff_id)?;
-            let mut patch = Hashed {
-                file: scratch.file()?,
-                hasher: Hasher::new(),
-                size: 0,
-            };
-            encoder
-                .encode(&mut tar, &mut patch)
-                .map_err(failed(format!("layer {}", layer.digest)))?;
-            let smaller = patch.size < layer.size;
+            let patch = encoders.smallest(layer, &diff_id)?;
             published.push(PublishedLayer {
                 layer: layer.digest,
                 full: layer.size,
-                patch: smaller.then_some(patch.size),
+                patch: patch.as_ref().map(|(_, patch)| patch.size),
+                codec: patch.as_ref().map(|(codec, _)| *codec),
             });
-            let blob = if smaller {
-                let blob = Descriptor::new(MEDIA_TYPE, patch.hasher.digest(), patch.size);
+            let blob = if let Some((codec, mut patch)) = patch {
+                let blob = Descriptor::new(codec.media_type(), patch.hasher.digest(), patch.size);
                 client.put_blob(target, &blob.digest, blob.size, &mut patch.file, &mut |_| {})?;
                 blob
             } else {
@@ -179,6 +165,81 @@ pub fn push(
     })
 }
 
+/// The encoders of the codecs that are asked for, over the layers of one image.
+struct Encoders<'a> {
+    scratch: &'a Scratch<'a>,
+    tar_diff: Option<tardiff::Encoder<File>>,
+    wherry: Option<wherry::Encoder<File>>,
+}
+
+impl<'a> Encoders<'a> {
+    fn new(scratch: &'a Scratch<'a>, old: &Image, codec: Option<Codec>) -> Result<Self, Error> {
+        let tars = old.manifest.layers.iter().zip(&old.diff_ids);
+        let tars = tars
+            .map(|(layer, diff_id)| scratch.tar(layer, diff_id))
+            .collect::<Result<Vec<_>, _>>()?;
+        let failed = failed(format!("image {}", old.digest));
+        let cannot_read = |source| EncodeError::Old(source);
+        let wanted = |one| codec.is_none_or(|codec| codec == one);
+        let wherry = if wanted(Codec::Wherry) {
+            // The encoders share the files' positions, and take turns.
+            let clones = tars.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>();
+            let clones = clones.map_err(|error| failed(cannot_read(error)))?;
+            let ids = old.diff_ids.iter().map(|diff_id| *diff_id.bytes());
+            Some(wherry::Encoder::new(ids.zip(clones).collect()).map_err(&failed)?)
+        } else {
+            None
+        };
+        let tar_diff = if wanted(Codec::TarDiff) {
+            Some(tardiff::Encoder::new(tars).map_err(&failed)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            scratch,
+            tar_diff,
+            wherry,
+        })
+    }
+
+    /// The smallest patch for a layer, if there is one smaller than the layer.
+    fn smallest(&mut self, layer: &Descriptor, diff_id: &DiffId) -> Result<Option<(Codec, Hashed)>, Error> {
+        let mut tar = self.scratch.tar(layer, diff_id)?;
+        let failed = failed(format!("layer {}", layer.digest));
+        let mut best: Option<(Codec, Hashed)> = None;
+        if let Some(encoder) = &mut self.wherry {
+            let mut patch = self.scratch.hashed()?;
+            let options = wherry::Options {
+                smaller_than: layer.size,
+                ..wherry::Options::default()
+            };
+            if encoder
+                .encode(&mut tar, &mut patch, &options)
+                .map_err(&failed)?
+                .is_some()
+            {
+                best = Some((Codec::Wherry, patch));
+            }
+        }
+        if let Some(encoder) = &mut self.tar_diff {
+            let mut patch = self.scratch.hashed()?;
+            encoder.encode(&mut tar, &mut patch).map_err(&failed)?;
+            let least = best.as_ref().map_or(layer.size, |(_, best)| best.size);
+            if patch.size < least {
+                best = Some((Codec::TarDiff, patch));
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn failed(what: String) -> impl Fn(EncodeError) -> Error {
+    move |source| Error::Encode {
+        what: what.clone(),
+        source: EncodeFailure(source),
+    }
+}
+
 /// Where tars and patches lie while a delta is made: files without a name on the store's file system, gone with the process.
 struct Scratch<'a> {
     store: &'a Store,
@@ -208,6 +269,14 @@ impl Scratch<'_> {
         Ok(file)
     }
 
+    fn hashed(&self) -> Result<Hashed, Error> {
+        Ok(Hashed {
+            file: self.file()?,
+            hasher: Hasher::new(),
+            size: 0,
+        })
+    }
+
     fn blob(&self, layer: &Descriptor) -> Result<File, Error> {
         self.store.blob(&layer.digest)?.ok_or_else(|| {
             Error::Publish(format!(
@@ -220,11 +289,7 @@ impl Scratch<'_> {
     /// A layer's tar, uncompressed, its diffID checked.
     fn tar(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<File, Error> {
         let blob = self.blob(layer)?;
-        let mut tar = Hashed {
-            file: self.file()?,
-            hasher: Hasher::new(),
-            size: 0,
-        };
+        let mut tar = self.hashed()?;
         let failed =
             |error: &dyn std::fmt::Display| Error::Publish(format!("layer {}: {error}", layer.digest));
         let limits = Limits::of(&blob);

@@ -53,7 +53,7 @@ impl wherry_delta::Source for Trees {
 }
 
 /// The path is foreign and up to 4096 bytes long: as much of it as tells which it is, or the cage's report has no room for the error.
-fn named(path: &[u8], error: io::Error) -> io::Error {
+pub(super) fn named(path: &[u8], error: io::Error) -> io::Error {
     let shown = path.get(..200).unwrap_or(path).escape_ascii();
     let more = if path.len() > 200 { "..." } else { "" };
     io::Error::new(error.kind(), format!("{shown}{more}: {error}"))
@@ -61,7 +61,7 @@ fn named(path: &[u8], error: io::Error) -> io::Error {
 
 /// Opens the regular file at `path`, which `wherry_delta::check_path` has passed. Does without openat2, which boards' kernels older
 /// than 5.6 do not have.
-fn open_beneath(tree: &OwnedFd, path: &[u8]) -> Result<Option<File>, Errno> {
+pub(super) fn open_beneath(tree: &OwnedFd, path: &[u8]) -> Result<Option<File>, Errno> {
     let mut directory = None::<OwnedFd>;
     let mut components = path.split(|&byte| byte == b'/').peekable();
     while let Some(component) = components.next() {

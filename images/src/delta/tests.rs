@@ -2,6 +2,7 @@
 
 #![cfg(feature = "publish")]
 
+use std::fs::File;
 use std::io::{Cursor, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -194,28 +195,44 @@ fn old_and_new(store: &Store) -> (Image, Image) {
     (old, new)
 }
 
+/// Changes a file's bytes and not its time, as a bad card does.
+fn write_as_before(path: &Path, bytes: &[u8]) {
+    let before = std::fs::metadata(path).unwrap().modified().unwrap();
+    std::fs::write(path, bytes).unwrap();
+    File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_modified(before)
+        .unwrap();
+}
+
 /// The whole way, against whatever registry listens at `address`.
-fn the_whole_way(address: SocketAddr) {
+fn the_whole_way(address: SocketAddr, codec: Codec) {
     let dir = tempfile::tempdir().unwrap();
     let [publisher, board] = ["publisher", "board"].map(|name| Store::open(&dir.path().join(name)).unwrap());
     let (old, new) = old_and_new(&publisher);
     let target = Reference::parse(&format!("{address}/app:2")).unwrap();
     let client = client();
 
-    let early = push(&publisher, &client, &old, &new, &target).unwrap_err();
+    let early = push(&publisher, &client, &old, &new, &target, None).unwrap_err();
     assert!(early.to_string().contains("push it first"), "{early}");
     send(&publisher, &client, &new, &target);
     assert!(list(&client, &target, &new.digest).unwrap().is_empty());
-    let same = push(&publisher, &client, &new, &new, &target).unwrap_err();
+    let same = push(&publisher, &client, &new, &new, &target, None).unwrap_err();
     assert!(same.to_string().contains("both are the image"), "{same}");
 
-    let published = push(&publisher, &client, &old, &new, &target).unwrap();
+    let published = push(&publisher, &client, &old, &new, &target, Some(codec)).unwrap();
     assert_eq!(published.layers.len(), 2);
     assert_eq!(published.layers[0].layer, new.manifest.layers[1].digest);
     assert!(published.layers[0].patch.unwrap() < 5_000);
+    assert_eq!(published.layers[0].codec, Some(codec));
     assert_eq!(published.layers[1].patch, None, "noise has no smaller patch");
     // Published again it is the same artifact: the encoder is deterministic.
-    assert_eq!(push(&publisher, &client, &old, &new, &target).unwrap(), published);
+    assert_eq!(
+        push(&publisher, &client, &old, &new, &target, Some(codec)).unwrap(),
+        published
+    );
     let listed = list(&client, &target, &new.digest).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].0, published.artifact);
@@ -267,7 +284,7 @@ fn the_whole_way(address: SocketAddr) {
     let good = std::fs::read(&victim).unwrap();
     let mut bad = good.clone();
     bad[100_000] ^= 1;
-    std::fs::write(&victim, bad).unwrap();
+    write_as_before(&victim, &bad);
     let error = apply(
         &board,
         &found,
@@ -277,11 +294,14 @@ fn the_whole_way(address: SocketAddr) {
         &new.diff_ids[1],
     )
     .unwrap_err();
-    assert!(
-        matches!(error, Error::Store(store::Error::DiffId { .. })),
-        "{error}"
-    );
-    std::fs::write(&victim, &good[..1000]).unwrap();
+    match codec {
+        Codec::TarDiff => assert!(
+            matches!(error, Error::Store(store::Error::DiffId { .. })),
+            "{error}"
+        ),
+        Codec::Wherry => assert!(error.to_string().contains("output from byte 0 on"), "{error}"),
+    }
+    write_as_before(&victim, &good[..1000]);
     let error = apply(
         &board,
         &found,
@@ -291,15 +311,21 @@ fn the_whole_way(address: SocketAddr) {
         &new.diff_ids[1],
     )
     .unwrap_err();
-    assert!(error.to_string().contains("old file ends"), "{error}");
-    std::fs::write(&victim, good).unwrap();
+    let expected = match codec {
+        Codec::TarDiff => "old file ends",
+        Codec::Wherry => "does not list the files",
+    };
+    assert!(error.to_string().contains(expected), "{error}");
+    write_as_before(&victim, &good);
 
     // However long the manifest says that the layer is, a patch makes no more than it and its source are good for.
     let endless = endless_patch("app/server-1.0", 200_000, 4000);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&endless).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
-    let error = apply(&board, &found, layer, &file, u64::MAX, &wrong).unwrap_err();
+    let mut other = layer.clone();
+    other.blob.media_type = Codec::TarDiff.media_type().to_owned();
+    let error = apply(&board, &found, &other, &file, u64::MAX, &wrong).unwrap_err();
     assert!(error.to_string().contains("the layer has more than"), "{error}");
 
     apply(
@@ -322,7 +348,28 @@ fn the_whole_way(address: SocketAddr) {
 #[test]
 fn over_our_own_registry() {
     let dir = tempfile::tempdir().unwrap();
-    with_registry(dir.path(), the_whole_way);
+    with_registry(dir.path(), |address| the_whole_way(address, Codec::Wherry));
+}
+
+#[test]
+fn over_our_own_registry_as_tar_diff() {
+    let dir = tempfile::tempdir().unwrap();
+    with_registry(dir.path(), |address| the_whole_way(address, Codec::TarDiff));
+}
+
+#[test]
+fn without_a_codec_the_smaller_patch_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    with_registry(&dir.path().join("registry"), |address| {
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let (old, new) = old_and_new(&store);
+        let target = Reference::parse(&format!("{address}/app:2")).unwrap();
+        let client = client();
+        send(&store, &client, &new, &target);
+        let size = |codec| push(&store, &client, &old, &new, &target, codec).unwrap().layers[0].patch;
+        let sizes = [Codec::TarDiff, Codec::Wherry].map(|codec| size(Some(codec)).unwrap());
+        assert_eq!(size(None), sizes.into_iter().min());
+    });
 }
 
 #[test]

@@ -4,18 +4,16 @@
 //! file is, in this order: a copy of an old file with the same bytes; aligned with the old file of the same path; with one of a similar
 //! name; with the one that shares the most chunks with it; or DATA.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use super::{MAGIC_V1, WINDOW_LOG_MAX, code};
-use crate::Class;
+use crate::EncodeError;
 use crate::align::align;
-use crate::chunk::{Chunk, chunks};
-use crate::similar::{self, Name};
+use crate::chunk::chunks;
+use crate::image::{Image, load};
 use crate::tar::{Entries, Entry};
-use crate::tree::{File, Tree};
+use crate::tree::File;
 
 /// The longest file that is aligned byte by byte; longer ones are compared by chunks. Aligning takes five bytes for each byte of the old file (a
 /// suffix array and itself) and one for each of the new, so that encoding stays below 1.5 GB whatever the layers are.
@@ -37,46 +35,6 @@ const MAX_HELD: usize = 1 << WINDOW_LOG_MAX;
 /// How much is read of a tar at a time.
 const BUFFER: usize = 1 << 16;
 
-/// Why a patch was not made.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// An old layer is not a tar.
-    Old(io::Error),
-    /// The new layer cannot be read.
-    New(io::Error),
-    /// The patch cannot be written.
-    Patch(io::Error),
-}
-
-impl EncodeError {
-    /// What retry logic may do.
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Old(error) if error.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
-            _ => Class::Transient,
-        }
-    }
-}
-
-impl fmt::Display for EncodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Old(_) => "delta: cannot read the old layer",
-            Self::New(_) => "delta: cannot read the new layer",
-            Self::Patch(_) => "delta: cannot write the patch",
-        })
-    }
-}
-
-impl std::error::Error for EncodeError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Old(error) | Self::New(error) | Self::Patch(error) => Some(error),
-        }
-    }
-}
-
 /// What a patch is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -92,11 +50,7 @@ pub struct Encoded {
 
 /// Makes tar-diffs against one old image. The same input gives the same patch.
 pub struct Encoder<R> {
-    layers: Vec<R>,
-    tree: Tree,
-    /// All old files' chunks, made when they are first asked for: hash to file and place.
-    chunks: Option<BTreeMap<u64, (usize, Chunk)>>,
-    names: BTreeMap<Name, Vec<usize>>,
+    image: Image<R>,
 }
 
 impl<R: Read + Seek> Encoder<R> {
@@ -104,15 +58,8 @@ impl<R: Read + Seek> Encoder<R> {
     ///
     /// # Errors
     /// [`EncodeError::Old`] when one of them is not a tar or cannot be read.
-    pub fn new(mut layers: Vec<R>) -> Result<Self, EncodeError> {
-        let tree = Tree::of_layers(&mut layers).map_err(EncodeError::Old)?;
-        let names = similar::index(&tree.files);
-        Ok(Self {
-            layers,
-            tree,
-            chunks: None,
-            names,
-        })
+    pub fn new(layers: Vec<R>) -> Result<Self, EncodeError> {
+        Image::new(layers, MAX_ALIGNED).map(|image| Self { image })
     }
 
     /// Writes the tar-diff that makes the uncompressed layer tar `new` to `patch`.
@@ -153,16 +100,16 @@ impl<R: Read + Seek> Encoder<R> {
             return self.by_chunks(new, place, operations);
         }
         let bytes = load(new, place).map_err(EncodeError::New)?;
-        if let Some(old) = self.equal(&bytes)? {
+        if let Some(old) = self.image.equal(&bytes)? {
             return operations
-                .copy(&self.tree.files[old], 0, entry.size)
+                .copy(&self.image.tree.files[old], 0, entry.size)
                 .map_err(EncodeError::Patch);
         }
-        let Some(source) = self.source(entry, &bytes)? else {
+        let Some(source) = self.image.source(entry, &bytes)? else {
             return operations.data(&bytes).map_err(EncodeError::Patch);
         };
-        let file = &self.tree.files[source];
-        let old = load(&mut self.layers[file.layer], file.place()).map_err(EncodeError::Old)?;
+        let file = &self.image.tree.files[source];
+        let old = load(&mut self.image.layers[file.layer], file.place()).map_err(EncodeError::Old)?;
         for piece in align(&old, &bytes) {
             operations
                 .like(
@@ -175,53 +122,6 @@ impl<R: Read + Seek> Encoder<R> {
                 .map_err(EncodeError::Patch)?;
         }
         Ok(())
-    }
-
-    /// The old file with exactly these bytes.
-    fn equal(&mut self, bytes: &[u8]) -> Result<Option<usize>, EncodeError> {
-        let Some(old) = self.tree.by_content(bytes) else {
-            return Ok(None);
-        };
-        let file = &self.tree.files[old];
-        let equal = load(&mut self.layers[file.layer], file.place()).map_err(EncodeError::Old)? == bytes;
-        Ok(equal.then_some(old))
-    }
-
-    /// The old file to align this one with.
-    fn source(&mut self, entry: &Entry, bytes: &[u8]) -> Result<Option<usize>, EncodeError> {
-        let files = &self.tree.files;
-        let fits =
-            |&file: &usize| files[file].size <= MAX_ALIGNED && similar::in_size(files[file].size, entry.size);
-        let path = crate::tree::normal(&entry.path);
-        let by_path = path
-            .as_ref()
-            .and_then(|path| self.tree.by_path(path))
-            .filter(fits);
-        let by_name = || {
-            let path = path.as_ref()?;
-            similar::keys(path).into_iter().find_map(|name| {
-                let same = self.names.get(&name)?.iter().copied().filter(fits);
-                same.min_by_key(|&file| (files[file].size.abs_diff(entry.size), file))
-            })
-        };
-        if let Some(found) = by_path.or_else(by_name) {
-            return Ok(Some(found));
-        }
-        // The file that shares the most bytes with it, if these are worth the work.
-        let mut votes = BTreeMap::<usize, u64>::new();
-        let index = self.chunks()?;
-        for chunk in chunks(bytes) {
-            if let Some((file, _)) = index.get(&chunk.hash) {
-                *votes.entry(*file).or_default() += chunk.size as u64;
-            }
-        }
-        let best = votes
-            .into_iter()
-            .max_by_key(|&(file, bytes)| (bytes, std::cmp::Reverse(file)));
-        let files = &self.tree.files;
-        Ok(best
-            .filter(|&(file, bytes)| bytes * 10 >= entry.size && files[file].size <= MAX_ALIGNED)
-            .map(|(file, _)| file))
     }
 
     /// Encodes a file that is too long to be aligned: chunks that an old file has are copied.
@@ -239,14 +139,15 @@ impl<R: Read + Seek> Encoder<R> {
             for chunk in chunks(&bytes) {
                 let fresh = &bytes[chunk.offset..chunk.offset + chunk.size];
                 if let Some((file, old)) = self
+                    .image
                     .chunks()?
                     .get(&chunk.hash)
                     .copied()
                     .filter(|(_, old)| old.size == chunk.size)
                 {
-                    let file = &self.tree.files[file];
+                    let file = &self.image.tree.files[file];
                     let start = file.offset + old.offset as u64;
-                    let known = load(&mut self.layers[file.layer], start..start + old.size as u64)
+                    let known = load(&mut self.image.layers[file.layer], start..start + old.size as u64)
                         .map_err(EncodeError::Old)?;
                     if known == fresh {
                         operations
@@ -259,31 +160,6 @@ impl<R: Read + Seek> Encoder<R> {
             }
         }
         Ok(())
-    }
-
-    fn chunks(&mut self) -> Result<&BTreeMap<u64, (usize, Chunk)>, EncodeError> {
-        if self.chunks.is_none() {
-            let mut index = BTreeMap::new();
-            for (number, file) in self.tree.files.iter().enumerate() {
-                let mut at = file.offset;
-                let end = file.offset + file.size;
-                while at < end {
-                    let part = at..end.min(at + MAX_ALIGNED);
-                    let base = (at - file.offset) as usize;
-                    at = part.end;
-                    let bytes = load(&mut self.layers[file.layer], part).map_err(EncodeError::Old)?;
-                    for chunk in chunks(&bytes) {
-                        let chunk = Chunk {
-                            offset: base + chunk.offset,
-                            ..chunk
-                        };
-                        index.entry(chunk.hash).or_insert((number, chunk));
-                    }
-                }
-            }
-            self.chunks = Some(index);
-        }
-        Ok(self.chunks.get_or_insert_default())
     }
 }
 
@@ -300,13 +176,6 @@ fn wanted<N: Read + Seek>(new: &mut N, end: u64) -> Vec<Entry> {
         }
     }
     wanted
-}
-
-fn load<T: Read + Seek>(tar: &mut T, place: Range<u64>) -> io::Result<Vec<u8>> {
-    tar.seek(SeekFrom::Start(place.start))?;
-    let mut bytes = vec![0; (place.end - place.start) as usize];
-    tar.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn copy_data<N: Read + Seek, W: Write>(

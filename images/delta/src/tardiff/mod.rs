@@ -26,7 +26,7 @@ mod tests;
 
 pub use decode::{Decoder, Limits, read_magic};
 #[cfg(feature = "publish")]
-pub use encode::{EncodeError, Encoded, Encoder};
+pub use encode::{Encoded, Encoder};
 
 /// The media type of a tar-diff.
 pub const MEDIA_TYPE: &str = "application/vnd.tar-diff";
