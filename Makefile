@@ -1,5 +1,5 @@
 # Thin on purpose: each target is one script.
-.PHONY: help demo test arm pi-test lint bench-runtime
+.PHONY: help demo test arm pi-test lint bench-runtime bench-link
 
 help:
 	@echo "make demo   one voyage with real bytes: publish, pull over a bad link, run, delta update, kill, restart offline"
@@ -8,6 +8,7 @@ help:
 	@echo "make pi-test   the runtime's tests on an emulated board, with Debian's kernels 6.1 and 6.12 (not part of make test)"
 	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
 	@echo "make bench-runtime   the runtime beside crun and runc, interleaved (ROUNDS=100); not part of make test"
+	@echo "make bench-link   pulls over bad links, beside podman and skopeo, with what is wanted (ONLY=outage); not part of make test"
 
 demo:
 	@tests/steps demo
@@ -26,3 +27,6 @@ lint:
 
 bench-runtime:
 	@tests/steps bench-runtime $(ROUNDS)
+
+bench-link:
+	@tests/steps bench-link $(ONLY)

@@ -5,6 +5,7 @@
 //! [`cage`]. What is durable, and in which form, is written down in `STORE.md` beside this crate.
 
 pub mod cage;
+pub mod chunks;
 pub mod delta;
 pub mod digest;
 pub mod layout;

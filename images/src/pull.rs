@@ -431,6 +431,7 @@ impl Pull<'_> {
             let place = Place {
                 at,
                 count,
+                image: &image.digest,
                 descriptor,
                 diff_id,
             };
@@ -458,7 +459,7 @@ impl Pull<'_> {
         }
         match delta::find(self.client, self.reference, &image.digest, self.store) {
             Ok(found) => Ok((found, None)),
-            Err(delta::Error::Registry(registry::Error::Cancelled)) => Err(registry::Error::Cancelled.into()),
+            Err(delta::Error::Registry(e)) if e.ends_all() => Err(e.into()),
             Err(e) => {
                 tracing::warn!(image = %self.reference, error = %e, "no delta: the layers are pulled in full");
                 Ok((None, Some(e.to_string())))
@@ -506,9 +507,11 @@ impl Pull<'_> {
                         return Ok(outcome(how, patch.blob.size, None));
                     }
                     // Without the registry there is no full layer either, and what arrived is kept for the next pull.
-                    Err(delta::Error::Registry(
-                        e @ (registry::Error::Cancelled | registry::Error::Unreachable { .. }),
-                    )) => return Err(e.into()),
+                    Err(delta::Error::Registry(e))
+                        if e.ends_all() || matches!(e, registry::Error::Unreachable { .. }) =>
+                    {
+                        return Err(e.into());
+                    }
                     Err(e) => {
                         tracing::warn!(layer = %descriptor.digest, error = %e, "delta failed: the layer is pulled in full");
                         reason = Some(e.to_string());
@@ -658,8 +661,12 @@ impl Pull<'_> {
             how,
         );
         let progress = &mut *self.progress;
-        self.client
-            .fetch_blob(self.reference, blob, partial, &mut |offset| {
+        self.client.fetch_layer(
+            self.reference,
+            (how == How::Full).then_some(place.image),
+            blob,
+            partial,
+            &mut |offset| {
                 let (layer, layers) = (place.at, place.count);
                 progress(&Progress {
                     phase: Phase::Fetching,
@@ -670,7 +677,8 @@ impl Pull<'_> {
                     size: blob.size,
                     how,
                 });
-            })
+            },
+        )
     }
 }
 
@@ -678,6 +686,7 @@ impl Pull<'_> {
 struct Place<'a> {
     at: usize,
     count: usize,
+    image: &'a Digest,
     descriptor: &'a Descriptor,
     diff_id: &'a DiffId,
 }

@@ -9,7 +9,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 use wherry_images::platform::Platform;
 use wherry_images::pull::{self, How, LayerOutcome, Phase, Progress, PullOptions, Pulled, Source};
-use wherry_images::registry::Client;
+use wherry_images::registry::{Client, Limits};
 use wherry_images::{Digest, Reference, Store};
 
 use super::ago;
@@ -51,6 +51,15 @@ pub struct Args {
     /// the account: USER:PASSWORD, instead of docker's config.json
     #[argh(option, arg_name = "account")]
     pub creds: Option<String>,
+    /// the most bytes in a second, such as 500k
+    #[argh(option, arg_name = "bytes")]
+    pub limit_rate: Option<String>,
+    /// the most bytes in all, such as 20m; what has arrived by then is kept
+    #[argh(option, arg_name = "bytes")]
+    pub budget: Option<String>,
+    /// the hours of the day, UTC, in which the link may be used, such as 01:00-05:30
+    #[argh(option, arg_name = "hours")]
+    pub window: Option<String>,
     /// text, or json: one object a line
     #[argh(option, arg_name = "format", default = "String::from(\"text\")")]
     pub format: String,
@@ -86,7 +95,8 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
         use_deltas: !args.no_delta,
     };
     let store = place.store()?;
-    let client = registry::client(args.tls_verify, args.creds.as_deref(), &name)?;
+    let limits = limits(&args)?;
+    let client = registry::limited(args.tls_verify, args.creds.as_deref(), &name, limits)?;
     let before = store.tagged(&name)?.map(|record| record.target.digest);
     let pulled = fetch(&store, &client, &source, &options, &mut show)?;
     if args.quiet {
@@ -95,6 +105,22 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
         show.end(&name, &pulled, before == Some(pulled.digest));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn limits(args: &Args) -> Result<Limits, Failure> {
+    let bytes = |flag: &str, value: &Option<String>| {
+        let read = value
+            .as_deref()
+            .map(wherry_images::registry::parse_bytes)
+            .transpose();
+        read.map_err(|error| Failure::new(format!("{flag}: {error}")))
+    };
+    let window = args.window.as_deref().map(str::parse).transpose();
+    Ok(Limits {
+        rate: bytes("--limit-rate", &args.limit_rate)?,
+        budget: bytes("--budget", &args.budget)?,
+        window: window.map_err(|error: String| Failure::new(format!("--window: {error}")))?,
+    })
 }
 
 /// Pulls and shows it; a failure says what can be done.

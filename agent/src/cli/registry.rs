@@ -1,7 +1,7 @@
 //! Registries as the verbs reach them: who asks, and with how much trust.
 
 use wherry_images::Reference;
-use wherry_images::registry::{Client, Login, Options};
+use wherry_images::registry::{Client, Limits, Login, Options};
 
 use super::failure::Failure;
 
@@ -10,6 +10,16 @@ pub(super) fn client(
     tls_verify: bool,
     creds: Option<&str>,
     reference: &Reference,
+) -> Result<Client, Failure> {
+    limited(tls_verify, creds, reference, Limits::default())
+}
+
+/// As [`client`], with limits on its use of the link.
+pub(super) fn limited(
+    tls_verify: bool,
+    creds: Option<&str>,
+    reference: &Reference,
+    limits: Limits,
 ) -> Result<Client, Failure> {
     let login = creds.map(|creds| {
         let pair = creds
@@ -29,6 +39,7 @@ pub(super) fn client(
     Ok(Client::new(Options {
         insecure,
         login: login.transpose()?,
+        limits,
         ..Options::default()
     }))
 }
@@ -47,6 +58,9 @@ pub(super) fn advice(error: &wherry_images::registry::Error) -> &'static str {
             "; nothing of it was kept, tell whoever runs the registry"
         }
         Error::Store(error) => store_advice(error),
+        Error::Settings(_) => "; correct the file",
+        Error::Spent { .. } => "; pull again to go on, with another --budget",
+        Error::Closed { .. } => "; pull again then",
         Error::Status { .. } | Error::Local { .. } | Error::Cancelled => "; try again",
     }
 }

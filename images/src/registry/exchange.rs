@@ -4,6 +4,7 @@
 //! a request only while it goes to the registry's own origin. Trying again after faults is the caller's (`Client::persist`).
 
 use std::io::Read;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use ureq::http::header::{
@@ -18,8 +19,8 @@ use super::auth::{self, Account, Challenge, Login, Token};
 use super::endpoint::{Url, escape, is_loopback};
 use super::range::Answer;
 use super::retry::{Fault, MAX_RETRY_AFTER, parse_retry_after};
-use super::wire::{CountedTcp, RememberingResolver};
-use super::{CONNECT, Client, Error, STALL, tls};
+use super::wire::{self, CountedTcp, RememberingResolver};
+use super::{CONNECT, Client, Error, STALL, helper, tls};
 use crate::reference::Reference;
 
 /// Content stores redirect once, behind a load balancer twice.
@@ -65,6 +66,8 @@ pub(crate) struct Request<'a> {
     pub(crate) stall: Duration,
     /// Whether redirects are followed or are an answer like others.
     pub(crate) follow: bool,
+    /// Whether the token is for the repository, or for nothing but a login that is tried.
+    pub(crate) scoped: bool,
 }
 
 impl<'a> Request<'a> {
@@ -79,6 +82,7 @@ impl<'a> Request<'a> {
             write: false,
             stall: STALL,
             follow: true,
+            scoped: true,
         }
     }
 
@@ -226,7 +230,7 @@ fn detail(body: &[u8]) -> String {
         .collect()
 }
 
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
@@ -286,7 +290,7 @@ impl Client {
         let mut redirects = 0;
         let mut renewed = false;
         loop {
-            self.check_cancelled()?;
+            self.check_allowed()?;
             // Not the request's own address: the registry chose where an upload or a list goes on.
             let home = url.same_origin(&own);
             let authorization = if home { self.authorization(request)? } else { None };
@@ -400,22 +404,28 @@ impl Client {
         }
     }
 
-    fn agent(&self, url: &Url, reference: &Reference) -> Result<&Agent, Failure> {
+    fn agent(&self, url: &Url, reference: &Reference) -> Result<Agent, Failure> {
         if !url.secure {
-            return Ok(self.plain.get_or_init(|| self.new_agent(None)));
+            return Ok(self.plain.get_or_init(|| self.new_agent(None)).clone());
         }
-        let verify = !(url.authority == reference.api_host() && self.is_insecure(reference.api_host()));
-        let cell = if verify { &self.verified } else { &self.unverified };
-        if let Some(agent) = cell.get() {
-            return Ok(agent);
+        let verify = !(url.authority == reference.api_host() && self.is_insecure(reference.api_host())?);
+        // Hosts with certificates of their own have an agent of their own: nobody else is shown them.
+        let own = tls::folder_of(&self.options.certs, &url.authority);
+        let key = (verify, own.clone());
+        let mut agents = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(&key) {
+            return Ok(agent.clone());
         }
-        let tls = tls::config(verify, self.options.roots.as_deref()).map_err(|reason| {
+        let tls = tls::config(verify, self.options.roots.as_deref(), own.as_deref()).map_err(|reason| {
             Failure::from(Error::Tls {
-                host: reference.registry().to_owned(),
+                host: url.authority.clone(),
                 reason,
             })
         })?;
-        Ok(cell.get_or_init(|| self.new_agent(Some(tls))))
+        Ok(agents
+            .entry(key)
+            .or_insert_with(|| self.new_agent(Some(tls)))
+            .clone())
     }
 
     fn new_agent(&self, tls: Option<ureq::tls::TlsConfig>) -> Agent {
@@ -433,7 +443,8 @@ impl Client {
             .max_idle_connections_per_host(1)
             .user_agent(concat!("wherry/", env!("CARGO_PKG_VERSION")))
             .accept("")
-            .accept_encoding("");
+            .accept_encoding("")
+            .proxy(wire::proxy(tls.is_some(), |name| std::env::var(name).ok()));
         if let Some(tls) = tls {
             config = config.tls_config(tls);
         }
@@ -460,7 +471,7 @@ impl Client {
         if let Some(secure) = self.host(authority, |host| host.secure) {
             return Ok(secure);
         }
-        let secure = if self.is_insecure(authority) {
+        let secure = if self.is_insecure(authority)? {
             let url = Url::at(true, authority, "/v2/");
             let probe = Request::new(reference, "the registry", Method::GET, url.clone());
             match self.send(&probe, &url, None) {
@@ -506,6 +517,9 @@ impl Client {
     }
 
     fn scope(request: &Request<'_>) -> String {
+        if !request.scoped {
+            return String::new();
+        }
         let actions = if request.write { "pull,push" } else { "pull" };
         format!("repository:{}:{actions}", request.reference.repository())
     }
@@ -514,10 +528,23 @@ impl Client {
         if let Some(login) = &self.options.login {
             return Ok(Account::Known(login.clone()));
         }
-        match &self.options.docker_config {
-            Some(path) => auth::load_account(path, reference.registry()).map_err(|e| Error::Login(e).into()),
-            None => Ok(Account::None),
+        let Some(path) = &self.options.docker_config else {
+            return Ok(Account::None);
+        };
+        let authority = reference.api_host();
+        if let Some(known) = self.host(authority, |host| host.account.clone()) {
+            return Ok(known);
         }
+        let registry = reference.registry();
+        let account = match auth::load_account(path, registry).map_err(Error::Login)? {
+            Account::Helper(name) => match helper::get(&name, registry).map_err(Error::Login)? {
+                Some(login) => Account::Known(login),
+                None => Account::Helper(name),
+            },
+            account => account,
+        };
+        self.host(authority, |host| host.account = Some(account.clone()));
+        Ok(account)
     }
 
     /// The `Authorization` that is known to be wanted, if any.
@@ -619,17 +646,19 @@ impl Client {
         let in_the_clear = account == Account::None
             || is_loopback(&realm.authority)
             || realm.same_origin(&own)
-            || self.is_insecure(&realm.authority);
+            || self.is_insecure(&realm.authority)?;
         if !realm.secure && (own.secure || !in_the_clear) {
             return Err(bad(format!("names a token service without TLS, {realm}")));
         }
         let response = match &account {
             Account::Known(Login::Identity { token }) => {
                 let mut form = format!(
-                    "grant_type=refresh_token&client_id=wherry&scope={}&refresh_token={}",
-                    escape(scope),
+                    "grant_type=refresh_token&client_id=wherry&refresh_token={}",
                     escape(token)
                 );
+                if !scope.is_empty() {
+                    form.push_str(&format!("&scope={}", escape(scope)));
+                }
                 if let Some(service) = service {
                     form.push_str(&format!("&service={}", escape(service)));
                 }
@@ -640,7 +669,10 @@ impl Client {
                 self.send(&token_request, &realm, None)?
             }
             account => {
-                let mut url = realm.with_query("scope", scope);
+                let mut url = realm.clone();
+                if !scope.is_empty() {
+                    url = url.with_query("scope", scope);
+                }
                 if let Some(service) = service {
                     url = url.with_query("service", service);
                 }
@@ -685,7 +717,7 @@ impl Client {
         let hint = match self.account(reference) {
             Ok(Account::None) => "; no login for it in docker's config.json".to_owned(),
             Ok(Account::Helper(name)) => format!(
-                "; docker's config.json names the credential helper {name:?}, which is not asked: put the login under auths"
+                "; docker's config.json names the credential helper {name:?}, which has no login for it"
             ),
             _ => String::new(),
         };
