@@ -179,10 +179,14 @@ fn family(root: u32) -> HashSet<u32> {
     all
 }
 
-/// Kilobytes resident of a process and its descendants together, file pages that they share counted for each.
+/// Kilobytes resident of a process and its descendants together; file pages that they share count once.
 fn resident(root: u32) -> u64 {
-    let pids = family(root).into_iter();
-    pids.filter_map(|pid| wherry_tests::memory::of(i32::try_from(pid).ok()?))
-        .map(|memory| memory.resident)
-        .sum()
+    let (mut private, mut shared) = (0, 0);
+    for pid in family(root) {
+        if let Some(memory) = i32::try_from(pid).ok().and_then(wherry_tests::memory::of) {
+            private += memory.private;
+            shared = memory.resident.saturating_sub(memory.private).max(shared);
+        }
+    }
+    private + shared
 }

@@ -77,7 +77,7 @@ struct Goods {
 
 impl Goods {
     fn publish(stage: &Stage) -> Result<Self> {
-        let layout = stage.private_directory("layout")?;
+        let layout = stage.private_directory("layout")?.join("image");
         let mut maker = stage.command(stage.program("bench-link"));
         let made = maker.arg("sample").arg(&layout).status()?;
         if !made.success() {
@@ -89,7 +89,7 @@ impl Goods {
         stage.must(&publisher, &["pull", "-q", "--keep-blobs", &place])?;
         for (name, option) in [("hashed", "-q"), ("plain", "--no-chunk-hashes")] {
             let target = format!("{}/{name}:v1", registry.address());
-            stage.must(&publisher, &["push", option, "localhost/layout:v1", &target])?;
+            stage.must(&publisher, &["push", option, "localhost/image:v1", &target])?;
         }
         let mut needed = 0;
         for blob in std::fs::read_dir(layout.join("blobs/sha256"))? {
