@@ -85,10 +85,7 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
         Source::Registry(reference) => reference.clone(),
         Source::Layout { name, .. } => name.clone(),
     };
-    let platform = args
-        .platform
-        .as_deref()
-        .map_or_else(|| Ok(Platform::host()), platform)?;
+    let platform = platform(args.platform.as_deref())?;
     let options = PullOptions {
         platform,
         keep_blobs: args.keep_blobs,
@@ -139,26 +136,35 @@ pub(super) fn fetch(
         let _ = writeln!(io::stderr(), "wherry: warning: {warning}");
     }
     pulled.map_err(|error| {
-        let advice = match &error {
-            pull::Error::Registry(error) => registry::advice(error),
-            pull::Error::Store(error) => registry::store_advice(error),
-            pull::Error::Platform { .. } => "; choose another with --platform",
-            _ => "",
-        };
         let what = match source {
             Source::Registry(reference) => reference.familiar(),
             Source::Layout { folder, .. } => folder.display().to_string(),
         };
-        let Failure { line, code } = Failure::of(&error);
-        Failure {
-            line: format!("cannot pull {what}: {line}{advice}"),
-            code,
-        }
+        failure("pull", &what, &error)
     })
 }
 
-/// `linux/arm64` and the like.
-fn platform(text: &str) -> Result<Platform, Failure> {
+/// `cannot VERB WHAT: why; what to do`.
+pub(super) fn failure(verb: &str, what: &str, error: &pull::Error) -> Failure {
+    let advice = match error {
+        pull::Error::Registry(error) => registry::advice(error),
+        pull::Error::Store(error) => registry::store_advice(error),
+        pull::Error::Platform { .. } => "; choose another with --platform",
+        pull::Error::NoRoom { .. } => "; free some space or choose another place with --root",
+        _ => "",
+    };
+    let Failure { line, code } = Failure::of(error);
+    Failure {
+        line: format!("cannot {verb} {what}: {line}{advice}"),
+        code,
+    }
+}
+
+/// `linux/arm64` and the like; this board's where none is given.
+pub(super) fn platform(text: Option<&str>) -> Result<Platform, Failure> {
+    let Some(text) = text else {
+        return Ok(Platform::host());
+    };
     let mut parts = text.split('/');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(os), Some(architecture), variant, None) if !os.is_empty() && !architecture.is_empty() => {
