@@ -17,6 +17,11 @@ use super::http::Stream;
 
 /// A longer file is not read.
 const MAX_FILE: u64 = 1024 * 1024;
+/// How long a handshake may take. LTE in a cellar needs a second or two.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How much of a plain request is read away, and how long that is waited for.
+const MAX_PLAIN: usize = 8 * 1024;
+const PLAIN_TIME: Duration = Duration::from_millis(500);
 
 /// Where the certificate and its key are, PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +65,13 @@ pub(super) struct TlsStream {
     tcp: TcpStream,
     read_time: Cell<Duration>,
     write_time: Cell<Duration>,
+    /// Whether the peer's first byte was looked at.
+    looked: bool,
 }
+
+/// What whoever speaks plain HTTP is told, in words that clients know from other servers.
+const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 48\r\n\r\n\
+    Client sent an HTTP request to an HTTPS server.\n";
 
 impl TlsStream {
     /// The handshake happens with the first read.
@@ -71,7 +82,26 @@ impl TlsStream {
             tcp,
             read_time: time.clone(),
             write_time: time,
+            looked: false,
         })
+    }
+
+    /// Ends a connection that begins with a letter, as a plain request does and no handshake.
+    fn look(&mut self) -> io::Result<()> {
+        let mut first = [0];
+        self.tcp
+            .set_read_timeout(Some(self.read_time.get().min(HANDSHAKE)))?;
+        if self.tcp.peek(&mut first)? == 1 && first[0].is_ascii_uppercase() {
+            self.tcp.set_write_timeout(Some(self.write_time.get()))?;
+            self.tcp.write_all(PLAIN)?;
+            // What was sent is read away, or closing takes the answer along.
+            let _ = self.tcp.shutdown(std::net::Shutdown::Write);
+            let _ = self.tcp.set_read_timeout(Some(PLAIN_TIME));
+            let _ = self.tcp.read(&mut [0; MAX_PLAIN]);
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.looked = true;
+        Ok(())
     }
 
     fn send(&mut self) -> io::Result<()> {
@@ -87,7 +117,14 @@ impl TlsStream {
 
 impl Read for TlsStream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let end = Instant::now() + self.read_time.get();
+        if !self.looked {
+            self.look()?;
+        }
+        let time = match self.tls.is_handshaking() {
+            true => self.read_time.get().min(HANDSHAKE),
+            false => self.read_time.get(),
+        };
+        let end = Instant::now() + time;
         loop {
             match self.tls.reader().read(out) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
