@@ -8,6 +8,8 @@ pub mod cage;
 pub mod chunks;
 pub mod delta;
 pub mod digest;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 pub mod layout;
 pub mod manifest;
 pub mod platform;

@@ -19,6 +19,8 @@ mod auth;
 mod blob;
 mod endpoint;
 mod exchange;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzed;
 mod helper;
 mod limits;
 pub mod login;

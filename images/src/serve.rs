@@ -18,6 +18,8 @@
 
 mod access;
 mod api;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzed;
 mod http;
 mod referrers;
 mod remove;

@@ -250,9 +250,7 @@ impl Sample {
         for files in layers {
             let tar = tar(files);
             diff_ids.push(DiffId::of(&tar).to_string());
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            gzip.write_all(&tar).unwrap();
-            let (digest, size) = sample.blob(&gzip.finish().unwrap());
+            let (digest, size) = sample.blob(&gzip(&tar));
             sample.blobs.push(digest);
             descriptors.push(serde_json::json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size,
@@ -302,8 +300,15 @@ impl Sample {
     }
 }
 
+/// As gzip writes it.
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
 /// An ustar archive of regular files.
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, bytes) in files {
         let mut header = [0u8; 512];
