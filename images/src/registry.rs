@@ -10,7 +10,7 @@
 //! ```text
 //! blob.rs repair.rs upload.rs manifest.rs referrers.rs    what is asked for, of mirrors first
 //!        exchange.rs                                      one request: login, redirects, status -> Failure
-//!        retry.rs range.rs auth.rs endpoint.rs limits.rs  decisions, no I/O
+//!        retry.rs range.rs auth.rs endpoint.rs limits.rs steady.rs  decisions, no I/O
 //!        settings.rs login.rs helper.rs                   what the owner says: mirrors, limits, logins
 //!        wire.rs tls.rs                                   the link
 //! ```
@@ -30,6 +30,7 @@ mod referrers;
 mod repair;
 mod retry;
 mod settings;
+mod steady;
 mod tls;
 mod upload;
 mod wire;
@@ -264,6 +265,8 @@ pub struct Client {
     /// By whether they verify, and whose certificates they have.
     secure: Mutex<HashMap<(bool, Option<PathBuf>), ureq::Agent>>,
     settings: Result<Settings, String>,
+    /// How long a body may be slow.
+    grace: Duration,
     hosts: Mutex<HashMap<String, Host>>,
 }
 
@@ -312,6 +315,7 @@ impl Client {
             plain: OnceLock::new(),
             secure: Mutex::default(),
             settings,
+            grace: steady::GRACE,
             hosts: Mutex::default(),
         }
     }

@@ -21,6 +21,7 @@ use ureq::http::header::{CONTENT_LENGTH, ETAG, IF_RANGE, RANGE};
 use super::exchange::{Failure, Request, body_fault};
 use super::range::{Verdict, judge};
 use super::retry::{Fault, Retry};
+use super::steady::is_drip;
 use super::{Client, Error};
 use crate::digest::{Digest, Hasher};
 use crate::manifest::{Descriptor, MAX_DOCUMENT};
@@ -249,8 +250,11 @@ impl Client {
             let begun = Instant::now();
             let result = self.fetch_some(reference, what, descriptor, end, sink, progress);
             if sink.offset() > tries.best {
+                // A drip is not progress: it would go on for ever.
+                if !is_drip(sink.offset() - tries.best, begun.elapsed(), self.grace) {
+                    tries.retry.progressed();
+                }
                 tries.best = sink.offset();
-                tries.retry.progressed();
             }
             let (fault, reason) = match result {
                 Ok(()) => continue,
@@ -314,7 +318,7 @@ impl Client {
         let etag = exchange.header(&ETAG).filter(|e| e.starts_with('"'));
         sink.set_etag(etag).map_err(Error::from)?;
         let bounded = exchange.header(&CONTENT_LENGTH).is_some();
-        let mut reader = exchange.response.into_body().into_reader();
+        let mut reader = exchange.body();
         let mut buffer = vec![0; CHUNK];
         loop {
             let left = end - sink.offset();

@@ -13,12 +13,13 @@ use ureq::http::header::{
 };
 use ureq::http::{HeaderValue, Method, Request as HttpRequest, Response};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, BodyReader};
 
 use super::auth::{self, Account, Challenge, Login, Token};
 use super::endpoint::{Url, escape, is_loopback};
 use super::range::Answer;
 use super::retry::{Fault, MAX_RETRY_AFTER, parse_retry_after};
+use super::steady::Steady;
 use super::wire::{self, CountedTcp, RememberingResolver};
 use super::{CONNECT, Client, Error, STALL, helper, tls};
 use crate::reference::Reference;
@@ -33,6 +34,8 @@ const MAX_ERROR_BODY: u64 = 64 * 1024;
 const MAX_DETAIL: usize = 300;
 /// A token is not used in its last seconds: it must last for the request.
 const TOKEN_MARGIN_S: u64 = 5;
+/// The longest that an answer's head may take in all, however steadily it drips: longer than [`COMMIT_WAIT`].
+const HEAD_TIME: Duration = Duration::from_secs(150);
 /// A registry may move or check what it was sent before it answers.
 pub(crate) const COMMIT_WAIT: Duration = Duration::from_secs(120);
 
@@ -103,6 +106,7 @@ impl<'a> Request<'a> {
 pub(crate) struct Exchange {
     pub(crate) response: Response<Body>,
     pub(crate) url: Url,
+    grace: Duration,
 }
 
 impl Exchange {
@@ -127,17 +131,22 @@ impl Exchange {
         }
     }
 
+    /// The body, as long as it comes at a pace.
+    pub(crate) fn body(self) -> Steady<BodyReader<'static>> {
+        Steady::new(self.response.into_body().into_reader(), self.grace)
+    }
+
     /// Reads the body to its end, at most `limit` bytes; none if it is longer.
     pub(crate) fn read(self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let mut bytes = Vec::new();
-        let mut reader = self.response.into_body().into_reader().take(limit + 1);
+        let mut reader = self.body().take(limit + 1);
         reader.read_to_end(&mut bytes).map_err(body_fault)?;
         Ok((bytes.len() as u64 <= limit).then_some(bytes))
     }
 
     /// Reads what is left of an answer nobody needs, so that the connection can be used again.
     pub(crate) fn drain(self) {
-        let mut reader = self.response.into_body().into_reader().take(MAX_ERROR_BODY);
+        let mut reader = self.body().take(MAX_ERROR_BODY);
         // A connection that breaks here is simply not used again.
         let _ = std::io::copy(&mut reader, &mut std::io::sink());
     }
@@ -244,15 +253,29 @@ pub(crate) fn body_fault(error: std::io::Error) -> Failure {
     }
 }
 
-/// The certificate's fault, if that is what ended a handshake: trying again changes nothing.
-fn certificate_fault(error: &ureq::Error) -> Option<&rustls::CertificateError> {
+/// What certificates have to do with the end of a handshake, if they have: trying again changes nothing.
+fn certificate_fault(error: &ureq::Error) -> Option<String> {
+    use rustls::AlertDescription as Alert;
     let tls = match error {
         ureq::Error::Rustls(tls) => tls,
         ureq::Error::Io(e) => e.get_ref()?.downcast_ref::<rustls::Error>()?,
         _ => return None,
     };
     match tls {
-        rustls::Error::InvalidCertificate(why) => Some(why),
+        rustls::Error::InvalidCertificate(why) => Some(format!("its certificate does not verify: {why}")),
+        // Servers differ in what they call a certificate that is not there.
+        rustls::Error::AlertReceived(
+            alert @ (Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied),
+        ) => Some(format!(
+            "it refuses our certificate, or wants one ({alert:?}): put NAME.cert and NAME.key into its folder in certs.d"
+        )),
         _ => None,
     }
 }
@@ -296,10 +319,7 @@ impl Client {
             let authorization = if home { self.authorization(request)? } else { None };
             let sent_one = authorization.is_some();
             let response = self.send(request, &url, authorization)?;
-            let exchange = Exchange {
-                response,
-                url: url.clone(),
-            };
+            let exchange = self.answered(response, url.clone());
             if exchange.status() == 400 && !url.secure && home && self.wants_tls(request.reference)? {
                 let reason = "it speaks TLS".to_owned();
                 return Err(Failure::Retry(Fault::Cut, reason));
@@ -339,6 +359,14 @@ impl Client {
                 }
                 _ => return Ok(exchange),
             }
+        }
+    }
+
+    fn answered(&self, response: Response<Body>, url: Url) -> Exchange {
+        Exchange {
+            response,
+            url,
+            grace: self.grace,
         }
     }
 
@@ -388,19 +416,20 @@ impl Client {
                 })
             }
         };
-        match result {
+        let error = match result {
             Ok(response) => {
                 self.host(request.reference.api_host(), |host| host.reached = true);
-                Ok(response)
+                return Ok(response);
             }
-            Err(e) if certificate_fault(&e).is_some() => {
-                let host = url.authority.clone();
-                let why = certificate_fault(&e).map(ToString::to_string).unwrap_or_default();
-                let reason = format!("its certificate does not verify: {why}");
-                Err(Error::Tls { host, reason }.into())
-            }
-            Err(e @ ureq::Error::LargeResponseHeader(..)) => Err(bad(e.to_string())),
-            Err(e) => Err(fault(&e)),
+            Err(error) => error,
+        };
+        if let Some(reason) = certificate_fault(&error) {
+            let host = url.authority.clone();
+            return Err(Error::Tls { host, reason }.into());
+        }
+        match error {
+            e @ ureq::Error::LargeResponseHeader(..) => Err(bad(e.to_string())),
+            e => Err(fault(&e)),
         }
     }
 
@@ -437,6 +466,7 @@ impl Client {
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(STALL))
             .timeout_per_write(Some(STALL))
+            .timeout_recv_response(Some(HEAD_TIME))
             .max_response_header_size(MAX_HEADER)
             .input_buffer_size(64 * 1024)
             .output_buffer_size(16 * 1024)
@@ -476,7 +506,7 @@ impl Client {
             let probe = Request::new(reference, "the registry", Method::GET, url.clone());
             match self.send(&probe, &url, None) {
                 Ok(response) => {
-                    Exchange { response, url }.drain();
+                    self.answered(response, url).drain();
                     true
                 }
                 Err(Failure::Retry(Fault::Absent, _)) if authority.contains(':') => false,
@@ -505,9 +535,8 @@ impl Client {
         let url = Url::at(false, authority, "/v2/");
         let probe = Request::new(reference, "the registry", Method::GET, url.clone());
         let response = self.send(&probe, &url, None)?;
-        let text = Exchange { response, url }
-            .read(MAX_ERROR_BODY)?
-            .unwrap_or_default();
+        let text = self.answered(response, url).read(MAX_ERROR_BODY)?;
+        let text = text.unwrap_or_default();
         // Go's server, nginx and Apache all name it in their answer to plain HTTP.
         let wants = String::from_utf8_lossy(&text).contains("HTTPS");
         if wants {
@@ -684,10 +713,7 @@ impl Client {
                 self.send(&token_request, &url, basic)?
             }
         };
-        let exchange = Exchange {
-            response,
-            url: realm.clone(),
-        };
+        let exchange = self.answered(response, realm.clone());
         match exchange.status() {
             200 => {}
             status @ (400 | 401 | 403) => {

@@ -329,3 +329,47 @@ fn outside_its_window_nothing_is_asked_for() {
     });
     fetch(&fake, &open, &layer(b"x")).0.unwrap();
 }
+
+#[test]
+fn a_drip_is_given_up_on_however_long_it_goes_on() {
+    let drip = |head: &'static str| {
+        Fake::new(move |_, request, stream| {
+            let head = match start(request) {
+                0 => head.to_owned(),
+                from => format!(
+                    "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-99999/100000\r\n\r\n",
+                    100_000 - from
+                ),
+            };
+            let _ = stream.write_all(head.as_bytes());
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    let mut client = Client::new(Options {
+        docker_config: None,
+        patience: Duration::from_secs(3),
+        ..Options::default()
+    });
+    client.grace = Duration::from_millis(500);
+    let whole = blob(100_000);
+    let fake = drip("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n");
+    let begun = Instant::now();
+    let (result, kept) = fetch(&fake, &client, &layer(&whole));
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("slower than 200 bytes a second"), "{message}");
+    assert!(
+        kept < 2000 && begun.elapsed() < Duration::from_secs(8),
+        "{kept} {:?}",
+        begun.elapsed()
+    );
+    let begun = Instant::now();
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n",
+        "HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n",
+    ] {
+        client.get_manifest(&drip(head).name()).unwrap_err();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}

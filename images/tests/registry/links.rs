@@ -25,7 +25,13 @@ pub(super) fn a_registry_that_asks_for_a_certificate_is_shown_that_of_its_folder
     // Its authority alone: it is trusted, and does not trust us.
     std::fs::copy(parts::certificate(), own.join("ca.crt")).unwrap();
     let error = client().head_manifest(&name).unwrap_err();
-    assert!(!matches!(error, registry::Error::Tls { .. }), "{error}");
+    assert!(matches!(error, registry::Error::Tls { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("put NAME.cert and NAME.key into its folder"),
+        "{error}"
+    );
     std::fs::copy(parts::certificate(), own.join("me.cert")).unwrap();
     std::fs::copy(parts::certificate().with_file_name("key.pem"), own.join("me.key")).unwrap();
     assert!(client().head_manifest(&name).unwrap().is_none());
