@@ -11,17 +11,17 @@
 //! blob.rs repair.rs upload.rs manifest.rs referrers.rs    what is asked for, of mirrors first
 //!        exchange.rs                                      one request: login, redirects, status -> Failure
 //!        retry.rs range.rs auth.rs endpoint.rs limits.rs steady.rs  decisions, no I/O
-//!        settings.rs login.rs helper.rs                   what the owner says: mirrors, limits, logins
+//!        settings.rs login.rs credential.rs               what the owner says: mirrors, limits, logins
 //!        wire.rs tls.rs                                   the link
 //! ```
 
 mod auth;
 mod blob;
+mod credential;
 mod endpoint;
 mod exchange;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzed;
-mod helper;
 mod limits;
 pub mod login;
 mod manifest;

@@ -21,7 +21,7 @@ use super::range::Answer;
 use super::retry::{Fault, MAX_RETRY_AFTER, parse_retry_after};
 use super::steady::Steady;
 use super::wire::{self, CountedTcp, RememberingResolver};
-use super::{CONNECT, Client, Error, STALL, helper, tls};
+use super::{CONNECT, Client, Error, STALL, credential, tls};
 use crate::reference::Reference;
 
 /// Content stores redirect once, behind a load balancer twice.
@@ -566,7 +566,7 @@ impl Client {
         }
         let registry = reference.registry();
         let account = match auth::load_account(path, registry).map_err(Error::Login)? {
-            Account::Helper(name) => match helper::get(&name, registry).map_err(Error::Login)? {
+            Account::Helper(name) => match credential::get(&name, registry).map_err(Error::Login)? {
                 Some(login) => Account::Known(login),
                 None => Account::Helper(name),
             },

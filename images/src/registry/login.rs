@@ -15,7 +15,7 @@ use ureq::http::Method;
 use super::auth::{Login, MAX_CONFIG, helper_of, is_key_of};
 use super::endpoint::Url;
 use super::exchange::Request;
-use super::{Client, Error, helper};
+use super::{Client, Error, credential};
 use crate::reference::Reference;
 
 /// Where a login was put, as a person is told.
@@ -60,14 +60,14 @@ pub fn keep(path: &Path, registry: &str, user: &str, secret: &str) -> Result<Kep
     let helper = helper_of(&config, registry);
     let entry = match &helper {
         Some(helper) => {
-            helper::store(helper, registry, user, secret).map_err(Error::Login)?;
+            credential::store(helper, registry, user, secret).map_err(Error::Login)?;
             json!({})
         }
         None => json!({"auth": STANDARD.encode(format!("{user}:{secret}"))}),
     };
     let mut auths = take_auths(&mut config);
     auths.retain(|key, _| !is_key_of(key, registry));
-    auths.insert(helper::server(registry).to_owned(), entry);
+    auths.insert(credential::server(registry).to_owned(), entry);
     config.insert("auths".to_owned(), Value::Object(auths));
     write(path, &config)?;
     Ok(helper.map_or(Kept::File, Kept::Helper))
@@ -82,7 +82,7 @@ pub fn forget(path: &Path, registry: &str) -> Result<bool, Error> {
     let found = auths.len() < before;
     config.insert("auths".to_owned(), Value::Object(auths));
     if let Some(helper) = helper_of(&config, registry) {
-        helper::erase(&helper, registry).map_err(Error::Login)?;
+        credential::erase(&helper, registry).map_err(Error::Login)?;
     }
     if found {
         write(path, &config)?;

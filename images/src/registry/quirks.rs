@@ -24,8 +24,10 @@ fn image() -> Descriptor {
     Descriptor::of(OCI_MANIFEST, b"the image")
 }
 
-/// The range that a request asks for, the end exclusive.
-fn range(request: &super::hostile::Seen) -> Option<(usize, usize)> {
+/// What a request asks for, the end exclusive; none is all.
+type Range = Option<(usize, usize)>;
+
+fn range(request: &super::hostile::Seen) -> Range {
     let (from, to) = field(request, "range")?.strip_prefix("bytes=")?.split_once('-')?;
     Some((
         from.parse().ok()?,
@@ -71,7 +73,8 @@ fn registry(whole: Vec<u8>, wrong: Vec<u8>, list: Vec<u8>) -> Fake {
     })
 }
 
-fn fetch_layer(fake: &Fake, whole: &[u8]) -> (Result<(), Error>, Vec<Option<(usize, usize)>>) {
+/// Fetches the layer; how it ended, and the ranges that were asked for.
+fn fetch_layer(fake: &Fake, whole: &[u8]) -> (Result<(), Error>, Vec<Range>) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     let descriptor = layer(whole);
@@ -372,4 +375,28 @@ fn a_drip_is_given_up_on_however_long_it_goes_on() {
         client.get_manifest(&drip(head).name()).unwrap_err();
     }
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn another_etag_is_another_copy_of_the_same_bytes() {
+    // Behind the name are two servers, each with an ETag of its own: If-Range then gives the whole body.
+    let whole = blob(300_000);
+    let served = whole.clone();
+    let fake = Fake::new(move |n, request, stream| {
+        let size = served.len();
+        let answer = match (n, field(request, "if-range")) {
+            (0, _) => {
+                let head = format!("HTTP/1.1 200 OK\r\nETag: \"one\"\r\nContent-Length: {size}\r\n\r\n");
+                [head.as_bytes(), &served[..90_000]].concat()
+            }
+            (_, Some(_)) => ok("ETag: \"two\"\r\n", &served),
+            (_, None) => part(&served, start(request), size, "ETag: \"two\"\r\n"),
+        };
+        let _ = stream.write_all(&answer);
+    });
+    fetch(&fake, &client(), &layer(&whole)).0.unwrap();
+    let seen = fake.seen();
+    assert_eq!(seen.iter().map(start).collect::<Vec<_>>(), [0, 90_000, 90_000]);
+    let etags: Vec<_> = seen.iter().map(|r| field(r, "if-range")).collect();
+    assert_eq!(etags, [None, Some("\"one\""), None]);
 }

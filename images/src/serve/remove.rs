@@ -33,7 +33,7 @@ impl Api {
     pub(super) fn remove_manifest(&self, name: &Reference, digest: &Digest) -> Result<Answer, store::Error> {
         let _lock = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = self.document_bytes(digest)?;
-        if !bytes.is_some_and(|bytes| Document::parse(&bytes, None).is_ok()) {
+        if bytes.is_none_or(|bytes| Document::parse(&bytes, None).is_err()) {
             return Ok(error(404, "MANIFEST_UNKNOWN", "no such manifest"));
         }
         let records = self.store.tags()?;
