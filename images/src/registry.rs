@@ -222,6 +222,8 @@ pub struct Options {
     pub certs: Vec<PathBuf>,
     /// The owner's settings file; by default `$WHERRY_REGISTRIES`, else the user's, else the system's.
     pub settings: Option<PathBuf>,
+    /// Whether the settings' mirrors are asked. A publisher asks the registry itself: what a mirror has is no sign of what it has.
+    pub mirrors: bool,
     /// What the link may be used for, where the settings do not say less.
     pub limits: Limits,
     /// How long a registry that has answered before is waited for without one new byte.
@@ -239,6 +241,7 @@ impl Default for Options {
             roots: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
             certs: tls::usual_folders(),
             settings: settings::path(),
+            mirrors: true,
             limits: Limits::default(),
             patience: PATIENCE,
             cancel: None,
@@ -365,13 +368,23 @@ impl Client {
             .map_err(|reason| Error::Settings(reason.clone()))
     }
 
+    /// The same thing at the mirrors of its registry, if they are asked.
+    fn mirrors_of(&self, reference: &Reference) -> Result<Vec<Reference>, Error> {
+        let settings = self.settings()?;
+        Ok(if self.options.mirrors {
+            settings.mirrors(reference)
+        } else {
+            Vec::new()
+        })
+    }
+
     /// Asks the mirrors of `reference`'s registry, then the registry itself.
     fn through<T>(
         &self,
         reference: &Reference,
         mut ask: impl FnMut(&Reference) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        for mirror in self.settings()?.mirrors(reference) {
+        for mirror in self.mirrors_of(reference)? {
             let given_up = self.host(mirror.api_host(), |host| {
                 host.mirror = true;
                 host.given_up

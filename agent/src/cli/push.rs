@@ -45,7 +45,7 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     let target = Reference::parse(args.target.as_deref().unwrap_or(&args.image))?;
     let store = place.store()?;
     let image = store.resolve(&args.image)?;
-    let client = registry::client(args.tls_verify, args.creds.as_deref(), &target)?;
+    let client = registry::publisher(args.tls_verify, args.creds.as_deref(), &target)?;
     let mut last: Option<Digest> = None;
     let mut failed = None;
     let mut show = |progress: &Progress<'_>| {

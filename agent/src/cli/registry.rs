@@ -14,6 +14,19 @@ pub(super) fn client(
     limited(tls_verify, creds, reference, Limits::default())
 }
 
+/// As [`client`], for sending: mirrors are not asked.
+pub(super) fn publisher(
+    tls_verify: bool,
+    creds: Option<&str>,
+    reference: &Reference,
+) -> Result<Client, Failure> {
+    let options = options(tls_verify, creds, reference)?;
+    Ok(Client::new(Options {
+        mirrors: false,
+        ..options
+    }))
+}
+
 /// As [`client`], with limits on its use of the link.
 pub(super) fn limited(
     tls_verify: bool,
@@ -21,6 +34,11 @@ pub(super) fn limited(
     reference: &Reference,
     limits: Limits,
 ) -> Result<Client, Failure> {
+    let options = options(tls_verify, creds, reference)?;
+    Ok(Client::new(Options { limits, ..options }))
+}
+
+fn options(tls_verify: bool, creds: Option<&str>, reference: &Reference) -> Result<Options, Failure> {
     let login = creds.map(|creds| {
         let pair = creds
             .split_once(':')
@@ -36,12 +54,11 @@ pub(super) fn limited(
     } else {
         vec![reference.registry().to_owned()]
     };
-    Ok(Client::new(Options {
+    Ok(Options {
         insecure,
         login: login.transpose()?,
-        limits,
         ..Options::default()
-    }))
+    })
 }
 
 /// What can be done about a registry's refusal.

@@ -157,7 +157,7 @@ impl Client {
         partial: &mut Partial,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Error> {
-        let alone = self.settings()?.mirrors(reference).is_empty();
+        let alone = self.mirrors_of(reference)?.is_empty();
         let result = self.through(reference, |from| {
             // Each mirror has an ETag of its own for the same bytes.
             if !alone {

@@ -219,6 +219,15 @@ fn mirrors_are_asked_first_and_what_they_lack_comes_from_the_registry() {
     let before = mirror.seen().len();
     let _ = client.has_blob(&registry.name(), &Digest::of(b"x"));
     assert_eq!((mirror.seen().len(), registry.seen().len()), (before, 2));
+    // Nor does a publisher ask it.
+    let publisher = Client::new(Options {
+        docker_config: None,
+        settings: Some(folder.path().join("registries.json")),
+        mirrors: false,
+        ..Options::default()
+    });
+    let _ = publisher.head_manifest(&registry.name());
+    assert_eq!((mirror.seen().len(), registry.seen().len()), (before, 3));
 }
 
 #[test]
