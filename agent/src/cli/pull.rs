@@ -19,6 +19,8 @@ use super::registry;
 
 /// How often a bar is drawn anew.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// How often machines are told how far a layer is.
+const SPEAK_EVERY: Duration = Duration::from_secs(1);
 /// The characters of a bar.
 const BAR: u64 = 24;
 
@@ -193,6 +195,7 @@ pub(super) struct Show {
     out: Box<dyn Write>,
     told: BTreeMap<usize, (Phase, How)>,
     drawn: Option<Drawn>,
+    spoke: Option<Instant>,
 }
 
 /// The line that a bar stands on.
@@ -210,6 +213,7 @@ impl Show {
             out,
             told: BTreeMap::new(),
             drawn: None,
+            spoke: None,
         }
     }
 
@@ -237,7 +241,8 @@ impl Show {
         let word = word(progress);
         match self.style {
             Style::Nothing => {}
-            Style::Json if news => {
+            Style::Json if news || self.spoke.is_none_or(|spoke| spoke.elapsed() >= SPEAK_EVERY) => {
+                self.spoke = Some(Instant::now());
                 let phase = match progress.phase {
                     Phase::Fetching => "fetching",
                     Phase::Unpacking => "unpacking",
@@ -374,4 +379,89 @@ fn layer(outcome: &LayerOutcome) -> serde_json::Value {
     } = outcome;
     let digest: &Digest = digest;
     json!({ "diffId": diff_id, "digest": digest, "how": how(*came), "bytes": bytes, "reason": reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is shown of a pull of two layers, the second of which is there.
+    fn shown(style: Style) -> String {
+        let page = Page::default();
+        let mut show = Show::new(style, Box::new(page.clone()));
+        let digest = Digest::of(b"layer");
+        let mut step = |layer, phase, offset, how| {
+            show.progress(&Progress {
+                phase,
+                layer,
+                layers: 2,
+                digest: &digest,
+                offset,
+                size: 1_000_000,
+                how,
+            });
+        };
+        for offset in [0, 250_000, 500_000] {
+            step(0, Phase::Fetching, offset, How::Full);
+        }
+        std::thread::sleep(DRAW_EVERY);
+        step(0, Phase::Fetching, 750_000, How::Full);
+        step(0, Phase::Unpacking, 1_000_000, How::Full);
+        step(0, Phase::Done, 1_000_000, How::Full);
+        step(1, Phase::Done, 1_000_000, How::Present);
+        show.finish_bar();
+        let bytes = page.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn logs_get_lines_terminals_bars_and_machines_objects() {
+        let name = Digest::of(b"layer").short();
+        let words = ["Downloading", "Extracting", "Pull complete", "Already exists"];
+        let lines: String = words.iter().map(|word| format!("{name}: {word}\n")).collect();
+        assert_eq!(shown(Style::Lines), lines);
+
+        let bars = shown(Style::Bars);
+        assert!(
+            bars.contains(&format!(
+                "\r\x1b[K{name}: Downloading [==================      ] 750kB/1MB"
+            )),
+            "{bars:?}"
+        );
+        // One line for each layer, which is left when the next begins.
+        assert_eq!(bars.matches('\n').count(), 2, "{bars:?}");
+        assert!(words.iter().all(|word| bars.contains(word)), "{bars:?}");
+
+        let objects: Vec<serde_json::Value> = shown(Style::Json)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let told: Vec<_> = objects
+            .iter()
+            .map(|o| (o["phase"].as_str().unwrap(), o["layer"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(
+            told,
+            [("fetching", 1), ("unpacking", 1), ("done", 1), ("done", 2)]
+        );
+        assert_eq!(
+            (&objects[3]["how"], &objects[0]["size"]),
+            (&json!("present"), &json!(1_000_000))
+        );
+        assert_eq!(shown(Style::Nothing), "");
+    }
 }

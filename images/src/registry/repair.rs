@@ -78,7 +78,14 @@ impl Client {
                 return Ok(false);
             }
         };
-        let wrong = wrong_chunks(&list, blob, partial)?;
+        // What cannot be read or written over in place may still be fetched whole.
+        let wrong = match wrong_chunks(&list, blob, partial) {
+            Ok(wrong) => wrong,
+            Err(error) => {
+                tracing::warn!(what, %error, "its chunks cannot be compared");
+                return Ok(false);
+            }
+        };
         let bytes: u64 = wrong.iter().map(|(from, to, _)| to - from).sum();
         // Of a blob that is somebody else's altogether the whole is cheaper.
         if wrong.is_empty() || bytes > blob.size / 2 {
@@ -94,7 +101,10 @@ impl Client {
             let Some(bytes) = self.fetch_chunk(reference, what, blob, &chunk)? else {
                 return Ok(false);
             };
-            overwrite(partial, blob, chunk.0, &bytes)?;
+            if let Err(error) = overwrite(partial, blob, chunk.0, &bytes) {
+                tracing::warn!(what, %error, "it cannot be mended in place");
+                return Ok(false);
+            }
         }
         forget_hash(partial, blob)?;
         Ok(true)
