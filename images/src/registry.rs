@@ -8,11 +8,13 @@
 //! * every body, header and list is bounded before it takes memory.
 //!
 //! ```text
-//! blob.rs repair.rs upload.rs manifest.rs referrers.rs    what is asked for, of mirrors first
-//!        exchange.rs                                      one request: login, redirects, status -> Failure
-//!        retry.rs range.rs auth.rs endpoint.rs limits.rs steady.rs  decisions, no I/O
-//!        settings.rs login.rs credential.rs               what the owner says: mirrors, limits, logins
-//!        wire.rs tls.rs                                   the link
+//! blob.rs repair.rs upload.rs                    what is asked for, of mirrors first
+//! manifest.rs referrers.rs
+//!        exchange.rs                             one request: login, redirects, status -> Failure
+//!        retry.rs range.rs auth.rs endpoint.rs   decisions, no I/O
+//!        limits.rs steady.rs                     how fast at most, how fast at least
+//!        settings.rs login.rs credential.rs      what the owner says: mirrors, limits, logins
+//!        wire.rs tls.rs                          the link
 //! ```
 
 mod auth;
