@@ -2,12 +2,14 @@
 
 Whatever it is, it is fetched and made beside cargo's own output, in TARGET_DIR/cross: nothing is installed.
 - The standard library: the toolchain's own when it has the target or rustup can add it, else it is compiled from its
-  source (rustup's component rust-src, else Debian's package rust-src of the same version) into a private sysroot.
+  source (rustup's component rust-src, else Debian's package rust-src of the same version) into a private sysroot. On 32 bits
+  it is always compiled here: the toolchain's own holds a time in 32 bits and panics in 2038.
 - The C compiler and linker: zig, from the Python package ziglang.
 """
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +140,34 @@ def library_source(cross):
     return into_place(cross / f"rust-src-{version}", make)
 
 
+def has_32_bits(triple):
+    return TARGETS[triple]["machine"] == "arm"
+
+
+# Makes the crate libc, and what is built on it, use musl's 64-bit times: since libc 0.2.187, off by default.
+TIME64 = "--cfg=libc_unstable_time64"
+
+
+def with_time64(source, copy):
+    """A copy of the standard library's source whose libc is the project's own, which knows 64-bit times on 32 bits."""
+    shutil.copytree(source, copy, symlinks=True)
+    entry = r'name = "libc"\nversion = "([^"]*)"\nsource = "[^"]*"\nchecksum = "([^"]*)"'
+    version, checksum = re.search(entry, (PROJECT / "Cargo.lock").read_text()).groups()
+    lock = copy / "Cargo.lock"
+    text, count = re.subn(entry, lambda found: found[0].replace(found[1], version).replace(found[2], checksum), lock.read_text())
+    if count != 1:
+        raise Failure(f"{source}/Cargo.lock names libc {count} times: this code expects one")
+    lock.write_text(text)
+    # There its timespec is padded, with a private field: it cannot be written as a literal any more.
+    literal = re.compile(r"libc::timespec \{\s*tv_sec: (.*?),\s*tv_nsec: (.*?),?\s*\}", re.DOTALL)
+    made = r"{ let mut value: libc::timespec = unsafe { crate::mem::zeroed() }; value.tv_sec = \1; value.tv_nsec = \2; value }"
+    for file in (copy / "std/src/sys").rglob("*.rs"):
+        text = file.read_text()
+        if literal.search(text):
+            file.write_text(literal.sub(made, text))
+    return copy
+
+
 def private_sysroot(cross, triple):
     """A sysroot with the standard library for one target, compiled here."""
     version = run(["rustc", "--version"]).split()[1]
@@ -145,6 +175,8 @@ def private_sysroot(cross, triple):
     def make(new):
         source = library_source(cross)
         print(f"cross: compiling the standard library for {triple} (once, about a minute)", file=sys.stderr)
+        if has_32_bits(triple):
+            source = with_time64(source, new / "library")
         seed = new / "seed"
         (seed / "src").mkdir(parents=True)
         (seed / "src/lib.rs").write_text("#![no_std]\n")
@@ -164,7 +196,7 @@ def private_sysroot(cross, triple):
             "RUSTFLAGS": " ".join([
                 "-Cembed-bitcode=yes", "-Zforce-unstable-if-unmarked",
                 f"--remap-path-prefix={source}=/rustc/{version}/library", f"--remap-path-prefix={new}=/rustc/{version}",
-                f"--remap-path-prefix={cargo_home()}=/cargo",
+                f"--remap-path-prefix={cargo_home()}=/cargo", *([TIME64] if has_32_bits(triple) else []),
             ]),
         } | compilers(cross, triple)
         run(["cargo", "build", "--quiet", "--release", "--target", triple, "-Zbuild-std=std,panic_abort,panic_unwind,test"],
@@ -176,7 +208,7 @@ def private_sysroot(cross, triple):
                 file.rename(library / file.name)
         return new / "sysroot"
 
-    return into_place(cross / f"sysroot-{version}" / triple, make)
+    return into_place(cross / f"sysroot-{version}{'-time64' if has_32_bits(triple) else ''}" / triple, make)
 
 
 def cargo_home():
@@ -211,7 +243,9 @@ def environment(triple, project=PROJECT, output=None):
     flags += [f"--remap-path-prefix={path}={to}" for path, to in places(project, output or output_directory())]
     # Where rustup's rust-src lies, rustc names the library's files by it.
     flags.append(f"--remap-path-prefix={toolchain}/lib/rustlib/src/rust=/rustc")
-    if not toolchain_has(triple):
+    if has_32_bits(triple):
+        flags.append(TIME64)
+    if has_32_bits(triple) or not toolchain_has(triple):
         flags.append(f"--sysroot={private_sysroot(cross, triple)}")
     return compilers(cross, triple, project, output) | {
         f"CARGO_TARGET_{triple.replace('-', '_').upper()}_RUSTFLAGS": " ".join(flags)

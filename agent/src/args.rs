@@ -225,7 +225,6 @@ mod tests {
         for (typed, part) in [
             ("run --privileged x", "run --privileged: "),
             ("run --restart=always x", "run --restart: "),
-            ("run --device /dev/i2c-1 x", "run --device: "),
             ("build .", "wherry build: "),
             ("exec --privileged x", "exec --privileged: "),
         ] {

@@ -8,6 +8,7 @@ pub mod assemble;
 pub mod cli;
 pub mod container;
 pub mod daemon;
+pub mod devices;
 pub mod source;
 pub mod upstream;
 

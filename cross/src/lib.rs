@@ -11,7 +11,8 @@
 //!   └─ boot again with the same disk
 //! ```
 //!
-//! Host and guest speak over a virtio port, a line each way; the console is kept for the kernel's last words. Nothing
+//! Host and guest speak over a virtio port, a line each way; the console is kept for the kernel's last words and for marks that
+//! a script leaves before the power is cut. Nothing
 //! waits for seconds: each wait ends with the guest's line, with qemu's end, or at [`HANG`]. When the host's side of the
 //! port closes the guest powers itself off, so nothing is left of a test that was killed.
 //!
@@ -61,6 +62,7 @@ pub struct Board {
     cpus: u32,
     append: String,
     clock: Option<String>,
+    online: bool,
     user_space: &'static str,
 }
 
@@ -73,6 +75,7 @@ impl Board {
             cpus: 2,
             append: String::new(),
             clock: None,
+            online: true,
             user_space: "arm64",
         }
     }
@@ -102,6 +105,13 @@ impl Board {
     #[must_use]
     pub fn clock(mut self, time: &str) -> Self {
         self.clock = Some(time.into());
+        self
+    }
+
+    /// With no network but its own loopback.
+    #[must_use]
+    pub fn offline(mut self) -> Self {
+        self.online = false;
         self
     }
 
@@ -144,12 +154,6 @@ impl Board {
             ))
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
-            .args([
-                "-netdev",
-                "user,id=net",
-                "-device",
-                "virtio-net-pci,netdev=net,romfile=",
-            ])
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .arg("-chardev")
             .arg(format!(
@@ -170,6 +174,10 @@ impl Board {
                 disk.path.display()
             ))
             .args(["-device", "virtio-blk-pci,drive=disk"]);
+        if self.online {
+            let card = "virtio-net-pci,netdev=net,romfile=";
+            command.args(["-netdev", "user,id=net", "-device", card]);
+        }
         if let Some(clock) = &self.clock {
             command.args(["-rtc", &format!("base={clock}")]);
         }
@@ -346,6 +354,47 @@ impl Pi {
             .as_mut()
             .ok_or_else(|| Error::other("the board is off"))?;
         port.get_mut().write_all(line.as_bytes())
+    }
+
+    /// Waits until the guest's console shows a line with these words, and gives all lines that hold them.
+    ///
+    /// # Errors
+    ///
+    /// When the board goes off, or they do not come.
+    pub fn console_shows(&mut self, words: &str, times: usize) -> Result<Vec<String>> {
+        let deadline = Instant::now() + HANG;
+        loop {
+            let bytes = std::fs::read(&self.console).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            // A line that is being written is not there yet.
+            let whole = text
+                .rfind('\n')
+                .map_or("", |end| text.get(..end).unwrap_or_default());
+            let lines: Vec<String> = whole
+                .lines()
+                .filter(|line| line.contains(words))
+                .map(str::to_owned)
+                .collect();
+            if lines.len() >= times {
+                return Ok(lines);
+            }
+            if let Some(status) = self.qemu.try_wait()? {
+                return Err(Error::other(format!("qemu: {status}:\n{}", self.console())));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("never {words:?} on the console:\n{}", self.console()),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Cuts the power. What the console has shown by then is the answer.
+    pub fn cut_and_read(mut self) -> String {
+        self.end();
+        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     /// Cuts the power.

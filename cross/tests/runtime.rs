@@ -1,5 +1,5 @@
 //! The runtime's own tests on the board's kernels, with the board's binaries: as root, which gives the ordinary user
-//! what it needs, as on any machine.
+//! what it needs, as on any machine. With 32 bits the libraries' unit tests, too.
 
 use std::io::Result;
 
@@ -77,7 +77,7 @@ fn aarch64_on_6_12() -> Result<()> {
 }
 
 #[test]
-fn armv7_on_6_12() -> Result<()> {
+fn armv7_with_32_bits() -> Result<()> {
     suite(
         Board::new("6.12").with_32_bits(),
         "armv7-unknown-linux-musleabihf",

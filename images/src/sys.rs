@@ -18,6 +18,8 @@ const ARCH: Option<u32> = {
         Some(0xc000_00b7)
     } else if cfg!(all(target_arch = "arm", target_endian = "little")) {
         Some(0x4000_0028)
+    } else if cfg!(target_arch = "riscv64") {
+        Some(0xc000_00f3)
     } else {
         None
     }

@@ -1,7 +1,8 @@
 //! What is kept of a container between two calls: `ROOT/ID/` with `state.json`, `exec.sock`, `cgroup` and `lock`.
 //!
 //! The directory is volatile state of this boot: it is replaced by rename, so that a reader sees the old or the new
-//! record, but not synced. A directory without `state.json` is a creation under way, or what a killed one left.
+//! record, but not synced. A directory without `state.json` is a creation under way, or what a killed one left; where the
+//! directory outlives the boot, a power cut leaves an empty file, which says as little.
 //! Processes are named by id and start time, so a recycled id (or another boot's) is never signalled.
 
 use std::collections::BTreeMap;
@@ -366,6 +367,10 @@ impl Directory {
         };
         let mut text = Vec::new();
         file.take(MAX_RECORD).read_to_end(&mut text).context(what)?;
+        // Never synced: what a power cut leaves of it. Nothing that it named is alive.
+        if text.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
         #[derive(Deserialize)]
         struct Header {
             version: u32,
@@ -543,6 +548,19 @@ mod tests {
                 .to_string()
                 .contains("writable for others")
         );
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_of_a_record_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::open(Some(&directory.path().join("r"))).unwrap();
+        let container = root.make("a").unwrap();
+        for left in [&b""[..], &[0; 4096]] {
+            std::fs::write(container.path.join("state.json"), left).unwrap();
+            assert!(container.record().unwrap().is_none());
+        }
+        std::fs::write(container.path.join("state.json"), "{").unwrap();
+        assert!(matches!(container.record(), Err(Error::Corrupt(_))));
     }
 
     #[test]

@@ -21,19 +21,9 @@ fn unified() -> Option<PathBuf> {
         .find(|path| path.join("cgroup.procs").exists() && path.join("cgroup.controllers").exists())
 }
 
-/// Says why a test did not run, loudly and where skipped tests are counted.
+/// Says why a test did not run.
 fn skip(test: &str, why: &str) {
-    use std::io::Write;
-    let line = format!("cgroups::{test}: {why}");
-    eprintln!("SKIPPED: {line}");
-    if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG") {
-        let mut log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .unwrap();
-        writeln!(log, "{line}").unwrap();
-    }
+    support::skip(&format!("cgroups::{test}"), why);
 }
 
 /// A subtree that belongs to the ordinary user, as a systemd unit with `Delegate=yes` is: callers are in `agent`.

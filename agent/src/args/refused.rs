@@ -24,26 +24,6 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ),
     (
         "run",
-        "--device",
-        "devices are not supported yet; nothing grants them to a container",
-    ),
-    (
-        "run",
-        "--gpus",
-        "devices are not supported yet; nothing grants them to a container",
-    ),
-    (
-        "run",
-        "--group-add",
-        "one group id exists in a container; use -u USER:GROUP",
-    ),
-    (
-        "run",
-        "--security-opt",
-        "the confinement cannot be switched off in parts; leave the flag out",
-    ),
-    (
-        "run",
         "--userns",
         "each container has its own user namespace; leave the flag out",
     ),

@@ -61,6 +61,8 @@ impl Spec {
             stop_signal,
             stop_grace: STOP_GRACE,
             limits: Limits::default(),
+            devices: Vec::new(),
+            security: super::Security::default(),
         })
     }
 }

@@ -10,6 +10,7 @@
 mod capabilities;
 mod image;
 mod network;
+mod security;
 mod user;
 
 use std::collections::BTreeMap;
@@ -19,9 +20,11 @@ use serde_json::{Value, json};
 use wherry_images::manifest::Empty;
 
 use crate::container::{Id, Mount, Network, Source, Spec};
+use crate::devices::Edits;
 
 pub use image::{argv, merge_env, parse_env_file};
 pub use network::Host;
+pub use security::Security;
 pub use user::{User, find_user};
 
 /// The search path of a container that is not given one: docker's.
@@ -119,6 +122,8 @@ pub struct Input<'a> {
     pub directory: &'a Path,
     /// The board.
     pub host: &'a Host,
+    /// What its devices need.
+    pub devices: &'a Edits,
 }
 
 /// What to write into the container's directory.
@@ -185,8 +190,12 @@ pub fn bundle(input: &Input<'_>) -> Result<Bundle, Error> {
             .iter()
             .map(|port| port.container_port.to_string())
             .collect();
-        config["annotations"] = json!({ "dev.wherry.ports": ports.join(",") });
+        config["annotations"]["dev.wherry.ports"] = ports.join(",").into();
     }
+    let bounding: Vec<String> =
+        serde_json::from_value(config["process"]["capabilities"]["bounding"].clone()).unwrap_or_default();
+    spec.security.apply(&mut config, &bounding, &input.host.machine)?;
+    devices(input.devices, &mut config)?;
     let files = vec![
         ("etc/hostname", format!("{hostname}\n")),
         (
@@ -197,6 +206,45 @@ pub fn bundle(input: &Input<'_>) -> Result<Bundle, Error> {
         ("bundle/config.json", format!("{config:#}\n")),
     ];
     Ok(Bundle { directories, files })
+}
+
+/// Adds what devices need. A node is bound from the board's: a node cannot be made without privileges.
+fn devices(edits: &Edits, config: &mut Value) -> Result<(), Error> {
+    let mut add = |place: &[&str], values: Vec<Value>| {
+        if values.is_empty() {
+            return;
+        }
+        let mut at = &mut *config;
+        for name in place {
+            at = &mut at[*name];
+        }
+        match at {
+            Value::Array(list) => list.extend(values),
+            other => *other = values.into(),
+        }
+    };
+    add(
+        &["process", "env"],
+        edits.env.iter().map(|line| Value::from(line.as_str())).collect(),
+    );
+    let mut mounts = edits.mounts.clone();
+    for (host, container) in &edits.nodes {
+        mounts.push(json!({
+            "destination": container, "type": "bind", "source": text(host)?, "options": ["bind", "rprivate", "nosuid", "noexec"],
+        }));
+    }
+    add(&["mounts"], mounts);
+    for (name, hook) in &edits.hooks {
+        add(&["hooks", name], vec![hook.clone()]);
+    }
+    add(
+        &["process", "user", "additionalGids"],
+        edits.groups.iter().map(|gid| Value::from(*gid)).collect(),
+    );
+    if let Some(rdt) = &edits.rdt {
+        config["linux"]["intelRdt"] = rdt.clone();
+    }
+    Ok(())
 }
 
 /// Docker's order: what the runtime gives, then what the image and the caller say, then the home directory.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::Error;
+use super::security::Machine;
 use crate::container::{Id, Network, Spec};
 
 /// The container's own address in a private network: where published ports are dialled.
@@ -29,6 +30,8 @@ pub struct Host {
     pub hosts: String,
     /// Its `/etc/resolv.conf`, with the servers that a stub resolver asks.
     pub resolv_conf: String,
+    /// Its processor and kernel.
+    pub(super) machine: Machine,
 }
 
 impl Host {
@@ -46,6 +49,7 @@ impl Host {
             gid: rustix::process::getegid().as_raw(),
             name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             hosts: read("/etc/hosts")?,
+            machine: Machine::this(),
             resolv_conf: if behind.is_empty() { stub } else { behind },
         })
     }

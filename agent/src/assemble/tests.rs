@@ -44,6 +44,8 @@ fn spec() -> Spec {
         stop_signal: Signal::TERM,
         stop_grace: 10,
         limits: Limits::default(),
+        devices: vec![],
+        security: Security::default(),
     }
 }
 
@@ -54,6 +56,10 @@ fn host() -> Host {
         name: "board-7".into(),
         hosts: "127.0.0.1 localhost board-7".into(),
         resolv_conf: "nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch lan\n".into(),
+        machine: security::Machine {
+            architecture: "arm64",
+            kernel: (6, 1),
+        },
     }
 }
 
@@ -79,6 +85,7 @@ fn assembled(spec: &Spec, user: &User, layers: &[&str], volumes: &[&str]) -> Res
         layers: &layers,
         directory: Path::new("/state/containers/abab"),
         host: &host(),
+        devices: &Edits::default(),
     })
 }
 

@@ -85,6 +85,7 @@ macro_rules! from {
 from!(
     crate::assemble::Error,
     container::Invalid,
+    crate::devices::Error,
     wherry_images::reference::Error
 );
 

@@ -126,7 +126,11 @@ fn status(container: &Container, now: Timestamp) -> String {
     let ago = |moment: Option<Timestamp>| ago::human(ago::since(moment.unwrap_or(now), now));
     match observed.status {
         Status::Created => "Created".into(),
-        Status::Running => format!("Up {}", ago(observed.started_at)),
+        // A board's clock may have leapt since it was started; the ticks of this boot have not.
+        Status::Running => match observed.uptime() {
+            Some(uptime) => format!("Up {}", ago::human(uptime)),
+            None => format!("Up {}", ago(observed.started_at)),
+        },
         Status::Exited => format!(
             "Exited ({}) {} ago",
             observed.exit_code.unwrap_or(-1),

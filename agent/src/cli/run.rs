@@ -18,6 +18,7 @@ use crate::assemble;
 use crate::container::{
     Attach, Container, Containers, LimitFlags, Limits, Mount, Network, Port, Signal, Spec,
 };
+use crate::devices::Request;
 use crate::sys::Signals;
 
 /// make a container of an image and start it
@@ -129,6 +130,18 @@ pub struct Args {
     /// a limit of each process: NAME=SOFT[:HARD], as nofile=1024
     #[argh(option, arg_name = "limit")]
     pub ulimit: Vec<String>,
+    /// a device: HOST_PATH[:CONTAINER_PATH][:rwm], or a CDI name as nvidia.com/gpu=0
+    #[argh(option, arg_name = "device")]
+    pub device: Vec<String>,
+    /// GPUs by NVIDIA's CDI names: all, a number, or device=0,1
+    #[argh(option, arg_name = "gpus")]
+    pub gpus: Option<String>,
+    /// keep-groups: your own groups, which it has anyway
+    #[argh(option, arg_name = "group")]
+    pub group_add: Vec<String>,
+    /// landlock=off, seccomp=unconfined or a profile's file, no-new-privileges=false, apparmor=PROFILE
+    #[argh(option, arg_name = "option")]
+    pub security_opt: Vec<String>,
     /// the signal that `stop` sends first
     #[argh(option, arg_name = "signal")]
     pub stop_signal: Option<String>,
@@ -387,6 +400,20 @@ fn spec(args: &Args, image: &Image) -> Result<Spec, Failure> {
     };
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     spec.limits = Limits::parse(&flags, processors)?;
+    for device in &args.device {
+        spec.devices.push(Request::parse(device)?);
+    }
+    if let Some(gpus) = &args.gpus {
+        spec.devices.extend(Request::parse_gpus(gpus)?);
+    }
+    if let Some(group) = args.group_add.iter().find(|group| *group != "keep-groups") {
+        return Err(Failure::new(format!(
+            "run --group-add {group:?}: one group id exists in a container, and your own groups are kept; use -u USER:GROUP"
+        )));
+    }
+    for option in &args.security_opt {
+        spec.security.add(option, |path| std::fs::read(path))?;
+    }
     if let Some(signal) = &args.stop_signal {
         spec.stop_signal = Signal::parse(signal)?;
     }

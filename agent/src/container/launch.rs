@@ -118,6 +118,7 @@ pub(super) fn start(
     }
     let host = Host::read()?;
     let user = assemble::find_user(&spec.user, &dir.join("upper"), &layers)?;
+    let devices = crate::devices::resolve(&spec.devices, &crate::devices::Places::default())?;
     let bundle = assemble::bundle(&assemble::Input {
         id: &container.id,
         spec,
@@ -126,6 +127,7 @@ pub(super) fn start(
         layers: &layers,
         directory: dir,
         host: &host,
+        devices: &devices,
     })?;
     for directory in &bundle.directories {
         directory::make_directory(&dir.join(directory))?;

@@ -176,6 +176,9 @@ pub enum Error {
     /// The bundle cannot be assembled.
     #[error(transparent)]
     Assemble(#[from] crate::assemble::Error),
+    /// A device cannot be given.
+    #[error(transparent)]
+    Device(#[from] crate::devices::Error),
     /// A file operation failed.
     #[error("cannot {verb} {path}")]
     Io {

@@ -144,6 +144,15 @@ pub(crate) enum Truth {
 }
 
 impl Observed {
+    /// How long its first process has been running, by ticks since boot: true also when the clock was set meanwhile.
+    /// `None` without a process that was started.
+    pub(crate) fn uptime(&self) -> Option<std::time::Duration> {
+        let started = self.pid_start?.checked_mul(1000)? / rustix::param::clock_ticks_per_second();
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = std::time::Duration::new(now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
+        now.checked_sub(std::time::Duration::from_millis(started))
+    }
+
     /// A container that no monitor has had yet.
     pub fn never_started(created_at: Timestamp) -> Self {
         Self {

@@ -120,6 +120,12 @@ pub struct Spec {
     /// What it may use.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// Devices of the board, looked up at each start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<crate::devices::Request>,
+    /// What of the confinement is switched off or replaced.
+    #[serde(default, skip_serializing_if = "crate::assemble::Security::is_default")]
+    pub security: crate::assemble::Security,
 }
 
 /// Who made a container. There is exactly one owner and it never changes.

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::*;
 
 mod archive;
+mod wide;
 
 pub(crate) use archive::Tar;
 use archive::{header, mend_checksums, octal};

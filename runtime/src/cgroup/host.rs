@@ -10,6 +10,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC`.
 const CGROUP2: u64 = 0x6367_7270;
 
+/// How many containers of one id, of different root directories, can be beside each other.
+const NAMES: usize = 16;
+
 /// One hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hierarchy {
@@ -25,14 +28,24 @@ impl Hierarchy {
     /// Where a container's directory may be, best first.
     ///
     /// A cgroup with processes cannot give controllers to its children, so a container goes beside its caller's, and
-    /// only where that is not permitted beneath it.
+    /// only where that is not permitted beneath it. A name that is not asked for gets a number where it is taken.
     pub(crate) fn places(&self, asked: Option<&str>, id: &str) -> Vec<PathBuf> {
         let beside = match self.own.parent() {
             Some(parent) if self.own != self.mount => parent,
             _ => &self.mount,
         };
         let (absolute, relative) = match asked.filter(|path| !resolve::clean(path).as_os_str().is_empty()) {
-            None => (false, PathBuf::from(format!("wherry-{id}"))),
+            None => {
+                let name = |number: usize| match number {
+                    1 => PathBuf::from(format!("wherry-{id}")),
+                    _ => PathBuf::from(format!("wherry-{id}-{number}")),
+                };
+                let mut places: Vec<PathBuf> = (1..=NAMES).map(|number| beside.join(name(number))).collect();
+                if self.own != beside {
+                    places.extend((1..=NAMES).map(|number| self.own.join(name(number))));
+                }
+                return places;
+            }
             // slice:prefix:name, by which systemd would be asked for a scope.
             Some(path) if path.contains(':') => {
                 let (prefix, name) = path
@@ -167,13 +180,9 @@ mod tests {
             own: own.into(),
         };
         for (own, asked, expected) in [
-            ("/c/s/u", None, &["/c/s/wherry-i", "/c/s/u/wherry-i"][..]),
-            ("/c", None, &["/c/wherry-i"]),
-            ("/c/u", Some(""), &["/c/wherry-i", "/c/u/wherry-i"]),
-            ("/c/s/u", Some("/p/q"), &["/c/p/q", "/c/s/p/q", "/c/s/u/p/q"]),
+            ("/c/s/u", Some("/p/q"), &["/c/p/q", "/c/s/p/q", "/c/s/u/p/q"][..]),
             ("/c/s/u", Some("p"), &["/c/s/p", "/c/s/u/p"]),
             ("/c/s/u", Some("../../../etc"), &["/c/s/etc", "/c/s/u/etc"]),
-            ("/c", Some("/"), &["/c/wherry-i"]),
             (
                 "/c/s/u",
                 Some("user.slice:libpod:x/y"),
@@ -183,6 +192,16 @@ mod tests {
             let places = hierarchy(own).places(asked, "i");
             let expected: Vec<&Path> = expected.iter().map(Path::new).collect();
             assert_eq!(places, expected, "{own} {asked:?}");
+        }
+        for (own, asked, first, middle) in [
+            ("/c/s/u", None, "/c/s/wherry-i", Some("/c/s/u/wherry-i")),
+            ("/c/u", Some(""), "/c/wherry-i", Some("/c/u/wherry-i")),
+            ("/c", Some("/"), "/c/wherry-i", None),
+        ] {
+            let places = hierarchy(own).places(asked, "i");
+            assert_eq!(places[0], Path::new(first));
+            assert_eq!(places[1], Path::new(&format!("{first}-2")));
+            assert_eq!(places.get(NAMES).map(PathBuf::as_path), middle.map(Path::new));
         }
     }
 }

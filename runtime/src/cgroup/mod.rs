@@ -35,6 +35,7 @@ pub use resources::Resources;
 use resources::Setting;
 
 use crate::error::{Context, Error};
+use crate::resolve;
 
 /// How long the kernel may take to freeze, to thaw, or to end killed processes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -327,8 +328,16 @@ impl Cgroup {
     ) -> Result<Result<PathBuf, String>, Error> {
         let mut why = String::new();
         for place in hierarchy.places(asked.path, asked.id) {
+            // A name of our own choice that is taken is another container's of this id, in another root directory.
+            let ours = asked
+                .path
+                .is_none_or(|path| resolve::clean(path).as_os_str().is_empty());
             let mut present = Vec::new();
-            if processes(&place, 0, &mut present).is_ok() && !present.is_empty() {
+            if ours && place.exists() {
+                why = format!("{} is taken", place.display());
+                continue;
+            }
+            if !ours && processes(&place, 0, &mut present).is_ok() && !present.is_empty() {
                 return Err(Error::config(
                     "linux.cgroupsPath",
                     format!("{} has processes of somebody else", place.display()),
@@ -353,7 +362,7 @@ impl Cgroup {
                 .copied()
                 .chain([place.as_path()])
                 .try_for_each(|path| match std::fs::create_dir(path) {
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !(ours && path == place) => Ok(()),
                     Ok(()) if name == "cpuset" => legacy::inherit_cpuset(path),
                     result => result,
                 });
@@ -370,7 +379,10 @@ impl Cgroup {
             match made.and_then(|()| enter()) {
                 Ok(()) => return Ok(Ok(place)),
                 Err(e) => {
-                    let _ = std::fs::remove_dir(&place);
+                    // What was there already is not ours to remove.
+                    if e.kind() != io::ErrorKind::AlreadyExists {
+                        let _ = std::fs::remove_dir(&place);
+                    }
                     for path in &missing {
                         let _ = std::fs::remove_dir(path);
                     }

@@ -107,6 +107,7 @@ pub(super) fn rules(
         Architecture::Arm => {
             "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush get_tls set_tls sync_file_range2"
         }
+        Architecture::Riscv64 => "riscv_flush_icache riscv_hwprobe",
     };
     for name in own.split_ascii_whitespace() {
         rule(name, Vec::new(), action::ALLOW);

@@ -1,5 +1,5 @@
-//! System call numbers. `syscalls.txt` has one call a line: name, then its number on x86_64, aarch64 and arm (EABI), or
-//! `-`. They are the kernel's `syscall.tbl` files, which only ever grow.
+//! System call numbers. `syscalls.txt` has one call a line: name, then its number on x86_64, aarch64, arm (EABI) and riscv64,
+//! or `-`. They are the kernel's `syscall.tbl` files, which only ever grow.
 
 const TEXT: &str = include_str!("syscalls.txt");
 
@@ -9,10 +9,11 @@ pub(super) enum Architecture {
     X86_64,
     Aarch64,
     Arm,
+    Riscv64,
 }
 
 impl Architecture {
-    pub(super) const ALL: &'static [Self] = &[Self::X86_64, Self::Aarch64, Self::Arm];
+    pub(super) const ALL: &'static [Self] = &[Self::X86_64, Self::Aarch64, Self::Arm, Self::Riscv64];
 
     /// Those whose programs run under this build; the first is its own.
     #[cfg(target_arch = "x86_64")]
@@ -23,6 +24,9 @@ impl Architecture {
     /// Those whose programs run under this build.
     #[cfg(target_arch = "arm")]
     pub(super) const NATIVE: &'static [Self] = &[Self::Arm];
+    /// Those whose programs run under this build.
+    #[cfg(target_arch = "riscv64")]
+    pub(super) const NATIVE: &'static [Self] = &[Self::Riscv64];
 
     /// `AUDIT_ARCH_*`.
     pub(super) fn audit(self) -> u32 {
@@ -30,6 +34,7 @@ impl Architecture {
             Self::X86_64 => 0xC000_003E,
             Self::Aarch64 => 0xC000_00B7,
             Self::Arm => 0x4000_0028,
+            Self::Riscv64 => 0xC000_00F3,
         }
     }
 
@@ -38,12 +43,13 @@ impl Architecture {
             Self::X86_64 => "SCMP_ARCH_X86_64",
             Self::Aarch64 => "SCMP_ARCH_AARCH64",
             Self::Arm => "SCMP_ARCH_ARM",
+            Self::Riscv64 => "SCMP_ARCH_RISCV64",
         }
     }
 }
 
 /// The numbers, by name.
-pub(super) struct Table(Vec<(&'static str, [Option<u32>; 3])>);
+pub(super) struct Table(Vec<(&'static str, [Option<u32>; 4])>);
 
 impl Table {
     /// Reads the text.
@@ -53,7 +59,7 @@ impl Table {
             let mut fields = line.split(' ');
             let name = fields.next().unwrap_or_default();
             let mut number = || fields.next().and_then(|field| field.parse().ok());
-            rows.push((name, [number(), number(), number()]));
+            rows.push((name, [number(), number(), number(), number()]));
         }
         Self(rows)
     }
@@ -101,6 +107,12 @@ mod tests {
         assert_eq!(table.number("futex_time64", Architecture::Arm), Some(422));
         assert_eq!(table.number("set_tls", Architecture::Arm), Some(0xf0005));
         assert_eq!(table.number("setresuid32", Architecture::Arm), Some(208));
+        assert_eq!(table.number("io_pgetevents", Architecture::Aarch64), Some(292));
+        assert_eq!(
+            table.number("riscv_flush_icache", Architecture::Riscv64),
+            Some(259)
+        );
+        assert_eq!(table.number("renameat", Architecture::Riscv64), None);
         assert_eq!(table.number("no_such_call", native), None);
         assert!(table.newest(Architecture::Arm) < 0x1_0000);
     }

@@ -114,6 +114,20 @@ impl Bundle {
         )
     }
 
+    /// Runs a verb as whoever runs the test.
+    pub(crate) fn call_as_root(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wherry-runtime"));
+        command
+            .arg("--root")
+            .arg(self.path().join("state"))
+            .args(args)
+            .current_dir(self.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        finish(command.spawn().unwrap())
+    }
+
     /// Runs a verb that must succeed; its standard output.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.call(args);
@@ -202,6 +216,27 @@ pub(crate) fn own(path: &Path) {
             }
         }
     }
+}
+
+/// Says why a test did not run, loudly and where skipped tests are counted.
+pub(crate) fn skip(test: &str, why: &str) {
+    use std::io::Write;
+    let line = format!("{test}: {why}");
+    eprintln!("SKIPPED: {line}");
+    if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG") {
+        let mut log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        writeln!(log, "{line}").unwrap();
+    }
+}
+
+/// Lets every user into a directory.
+pub(crate) fn open_to_all(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
 /// Waits for a child; one that hangs is killed and fails the test.
@@ -359,4 +394,137 @@ pub(crate) fn trace_first_process() {
         check("PTRACE_DETACH", libc::ptrace(libc::PTRACE_DETACH, 1, null, null));
     }
     println!("seized, stopped, attached, stopped and let go");
+}
+
+/// A system call by its number, made with arguments that do nothing.
+pub(crate) struct Call(&'static str, libc::c_long, [Argument; 6]);
+
+/// What a call is given.
+#[derive(Clone, Copy)]
+enum Argument {
+    Number(libc::c_long),
+    /// A time of nothing: seconds and nanoseconds of 64 bits.
+    NoTime,
+    /// The time a second after the epoch.
+    PastTime,
+    /// Memory to be written to.
+    Space,
+}
+
+impl Call {
+    /// Those that carry a time: the time64 calls where there are others.
+    #[cfg(target_pointer_width = "32")]
+    pub(crate) const WITH_TIMES: &'static [Self] = {
+        use Argument::{NoTime, Number as N, PastTime, Space};
+        &[
+            Self("clock_gettime64", 403, [N(0), Space, N(0), N(0), N(0), N(0)]),
+            Self("clock_getres_time64", 406, [N(0), Space, N(0), N(0), N(0), N(0)]),
+            Self(
+                "clock_nanosleep_time64",
+                407,
+                [N(0), N(1), PastTime, N(0), N(0), N(0)],
+            ),
+            Self("pselect6_time64", 413, [N(0), N(0), N(0), N(0), NoTime, N(0)]),
+            Self("ppoll_time64", 414, [N(0), N(0), NoTime, N(0), N(0), N(0)]),
+            // FUTEX_WAIT for a value that is there: woken by the time.
+            Self("futex_time64", 422, [Space, N(0), N(0), NoTime, N(0), N(0)]),
+        ]
+    };
+    /// Those that carry a time.
+    #[cfg(target_pointer_width = "64")]
+    pub(crate) const WITH_TIMES: &'static [Self] = {
+        use Argument::{NoTime, Number as N, PastTime, Space};
+        &[
+            Self(
+                "clock_gettime",
+                libc::SYS_clock_gettime,
+                [N(0), Space, N(0), N(0), N(0), N(0)],
+            ),
+            Self(
+                "clock_nanosleep",
+                libc::SYS_clock_nanosleep,
+                [N(0), N(1), PastTime, N(0), N(0), N(0)],
+            ),
+            Self("ppoll", libc::SYS_ppoll, [N(0), N(0), NoTime, N(0), N(0), N(0)]),
+            Self("futex", libc::SYS_futex, [Space, N(0), N(0), NoTime, N(0), N(0)]),
+        ]
+    };
+    /// Those that only this architecture has.
+    #[cfg(target_arch = "arm")]
+    pub(crate) const OWN: &'static [Self] = {
+        use Argument::Number as N;
+        &[
+            Self("get_tls", 0xf0006, [N(0), N(0), N(0), N(0), N(0), N(0)]),
+            Self("getuid32", 199, [N(0), N(0), N(0), N(0), N(0), N(0)]),
+            Self("getgroups32", 205, [N(0), N(0), N(0), N(0), N(0), N(0)]),
+            Self(
+                "cacheflush",
+                0xf0002,
+                [N(0x10000), N(0x10000), N(0), N(0), N(0), N(0)],
+            ),
+        ]
+    };
+    /// Those that only this architecture has.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const OWN: &'static [Self] = {
+        use Argument::{Number as N, Space};
+        // ARCH_GET_FS
+        &[Self(
+            "arch_prctl",
+            158,
+            [N(0x1003), Space, N(0), N(0), N(0), N(0)],
+        )]
+    };
+    /// Those that only this architecture has.
+    #[cfg(not(any(target_arch = "arm", target_arch = "x86_64")))]
+    pub(crate) const OWN: &'static [Self] = &[];
+    /// Those that no container is let make, by this architecture's number.
+    pub(crate) const DENIED: &'static [Self] = {
+        use Argument::Number as N;
+        const NOTHING: [Argument; 6] = [N(0), N(0), N(0), N(0), N(0), N(0)];
+        &[
+            Self("mount", libc::SYS_mount, NOTHING),
+            Self("bpf", libc::SYS_bpf, NOTHING),
+            Self("keyctl", libc::SYS_keyctl, NOTHING),
+            Self(
+                "unshare",
+                libc::SYS_unshare,
+                [N(0x1000_0000), N(0), N(0), N(0), N(0), N(0)],
+            ),
+        ]
+    };
+
+    /// Makes the call: whatever it says, it is let through.
+    pub(crate) fn check(&self) {
+        let error = self.make();
+        assert!(
+            !matches!(error, Some(libc::EPERM | libc::ENOSYS)),
+            "{}: {error:?}",
+            self.0
+        );
+        println!("{}: let through", self.0);
+    }
+
+    /// Makes the call, which is denied.
+    pub(crate) fn check_denied(&self) {
+        assert_eq!(self.make(), Some(libc::EPERM), "{}", self.0);
+        println!("{}: denied", self.0);
+    }
+
+    /// The call's error.
+    #[allow(unsafe_code)]
+    fn make(&self) -> Option<i32> {
+        let (none, past, mut space) = ([0_i64, 0], [1_i64, 0], [0_u64; 8]);
+        let argument = |argument: &Argument, space: &mut [u64; 8]| match argument {
+            Argument::Number(number) => *number,
+            Argument::NoTime => none.as_ptr() as libc::c_long,
+            Argument::PastTime => past.as_ptr() as libc::c_long,
+            Argument::Space => space.as_mut_ptr() as libc::c_long,
+        };
+        let words = self.2.map(|word| argument(&word, &mut space));
+        // SAFETY: the pointers are to memory of this function, larger than what each of the calls above reads or writes.
+        let result =
+            unsafe { libc::syscall(self.1, words[0], words[1], words[2], words[3], words[4], words[5]) };
+        (result == -1).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
 }
