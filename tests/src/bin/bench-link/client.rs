@@ -179,14 +179,28 @@ fn family(root: u32) -> HashSet<u32> {
     all
 }
 
-/// Kilobytes resident of a process and its descendants together; file pages that they share count once.
+/// Kilobytes resident of a process and its descendants together; file pages that they share count once. A child on its way
+/// to another program is still its parent's memory, and not counted again.
 fn resident(root: u32) -> u64 {
     let (mut private, mut shared) = (0, 0);
+    let mut stacks = HashSet::new();
     for pid in family(root) {
-        if let Some(memory) = i32::try_from(pid).ok().and_then(wherry_tests::memory::of) {
+        let Some(pid) = i32::try_from(pid).ok() else {
+            continue;
+        };
+        let same = stack(pid).is_some_and(|stack| !stacks.insert(stack));
+        if let (false, Some(memory)) = (same, wherry_tests::memory::of(pid)) {
             private += memory.private;
             shared = memory.resident.saturating_sub(memory.private).max(shared);
         }
     }
     private + shared
+}
+
+/// Where a process's stack begins: each program has it elsewhere, a child that has not become one where its parent has it.
+fn stack(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = text.rsplit_once(") ")?;
+    let start = fields.split_ascii_whitespace().nth(25)?.parse().ok()?;
+    (start > 0).then_some(start)
 }
