@@ -1,5 +1,5 @@
 # Thin on purpose: each target is one script.
-.PHONY: help demo test arm pi-test pi-smoke lint bench-runtime bench-delta
+.PHONY: help demo test arm pi-test pi-smoke lint bench-runtime bench-delta bench-link
 
 help:
 	@echo "make demo   one voyage with real bytes: publish, pull over a bad link, run, delta update, kill, restart offline"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
 	@echo "make bench-runtime   the runtime beside crun and runc, interleaved (ROUNDS=100); not part of make test"
 	@echo "make bench-delta   our deltas of real layers beside xdelta3, bsdiff, rdiff and zstd (PAIRS=... for some); not part of make test"
+	@echo "make bench-link   pulls over bad links, beside podman and skopeo, with what is wanted (ONLY=outage); not part of make test"
 
 demo:
 	@tests/steps demo
@@ -34,3 +35,6 @@ bench-runtime:
 
 bench-delta:
 	@tests/steps bench-delta $(PAIRS)
+
+bench-link:
+	@tests/steps bench-link $(ONLY)

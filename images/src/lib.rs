@@ -5,8 +5,11 @@
 //! [`cage`]. What is durable, and in which form, is written down in `STORE.md` beside this crate.
 
 pub mod cage;
+pub mod chunks;
 pub mod delta;
 pub mod digest;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 pub mod layout;
 pub mod manifest;
 pub mod platform;

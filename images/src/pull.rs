@@ -11,6 +11,8 @@
 //! What always holds: the image's name appears last, when everything it needs is in the store and durable; a pull that ends in
 //! between leaves layers that are whole and partials that the next pull goes on from.
 
+mod plan;
+
 use std::path::{Path, PathBuf};
 
 use crate::Class;
@@ -24,6 +26,8 @@ use crate::reference::Reference;
 use crate::registry::{self, Client};
 use crate::store::{self, Image, Input, Partial, Store};
 use crate::unpack::{Encoding, Limits};
+
+pub use plan::{Plan, PlannedLayer, plan};
 
 /// Indexes may list indexes; deeper is nobody's image.
 const MAX_INDEXES: usize = 3;
@@ -59,6 +63,17 @@ pub enum Error {
     /// The name is not one that can be pulled.
     #[error("{0}")]
     Name(String),
+    /// It cannot fit on the disk.
+    #[error(
+        "{image} cannot fit: {} bytes to fetch, at least {} bytes of disk at the peak (likely {}), {} bytes are free",
+        plan.fetch, plan.disk_least, plan.disk_likely, plan.disk_free
+    )]
+    NoRoom {
+        /// Which image.
+        image: String,
+        /// What it would take.
+        plan: Box<Plan>,
+    },
 }
 
 impl Error {
@@ -70,6 +85,8 @@ impl Error {
             Error::Layout(e) => e.class(),
             Error::Document { source, .. } => source.class(),
             Error::Platform { .. } | Error::Name(_) => Class::Permanent,
+            // As a disk that is full in the middle.
+            Error::NoRoom { .. } => Class::Transient,
         }
     }
 }
@@ -254,6 +271,7 @@ pub fn pull(
         progress,
         needed: 0,
         full: 0,
+        moved: plan::Moved::default(),
     };
     let image = pull.documents()?;
     let admitted = options.platform.admit(&image.config, &Platform::host());
@@ -263,6 +281,7 @@ pub fn pull(
     })?;
     let layers = pull.layers(&image)?;
     let (needed, full) = (pull.needed, pull.full);
+    pull.moved.remember(store, reference.registry());
     store.tag(&image, reference)?;
     let wire = client.wire().down - wire_before;
     tracing::info!(image = %reference, digest = %image.digest, needed, wire, "pulled");
@@ -339,6 +358,7 @@ struct Pull<'a> {
     progress: &'a mut dyn FnMut(&Progress<'_>),
     needed: u64,
     full: u64,
+    moved: plan::Moved,
 }
 
 impl Pull<'_> {
@@ -426,11 +446,13 @@ impl Pull<'_> {
         let count = image.manifest.layers.len();
         self.full = self.full.saturating_add(image.manifest.layers_size());
         let (candidate, no_delta) = self.candidate(image)?;
+        self.check_room(image, candidate.as_ref())?;
         let mut outcomes = Vec::with_capacity(count);
         for (at, (descriptor, diff_id)) in image.manifest.layers.iter().zip(&image.diff_ids).enumerate() {
             let place = Place {
                 at,
                 count,
+                image: &image.digest,
                 descriptor,
                 diff_id,
             };
@@ -458,7 +480,7 @@ impl Pull<'_> {
         }
         match delta::find(self.client, self.reference, &image.digest, self.store) {
             Ok(found) => Ok((found, None)),
-            Err(delta::Error::Registry(registry::Error::Cancelled)) => Err(registry::Error::Cancelled.into()),
+            Err(delta::Error::Registry(e)) if e.ends_all() => Err(e.into()),
             Err(e) => {
                 tracing::warn!(image = %self.reference, error = %e, "no delta: the layers are pulled in full");
                 Ok((None, Some(e.to_string())))
@@ -506,9 +528,11 @@ impl Pull<'_> {
                         return Ok(outcome(how, patch.blob.size, None));
                     }
                     // Without the registry there is no full layer either, and what arrived is kept for the next pull.
-                    Err(delta::Error::Registry(
-                        e @ (registry::Error::Cancelled | registry::Error::Unreachable { .. }),
-                    )) => return Err(e.into()),
+                    Err(delta::Error::Registry(e))
+                        if e.ends_all() || matches!(e, registry::Error::Unreachable { .. }) =>
+                    {
+                        return Err(e.into());
+                    }
                     Err(e) => {
                         tracing::warn!(layer = %descriptor.digest, error = %e, "delta failed: the layer is pulled in full");
                         reason = Some(e.to_string());
@@ -657,20 +681,23 @@ impl Pull<'_> {
             blob.size,
             how,
         );
-        let progress = &mut *self.progress;
-        self.client
-            .fetch_blob(self.reference, blob, partial, &mut |offset| {
-                let (layer, layers) = (place.at, place.count);
-                progress(&Progress {
-                    phase: Phase::Fetching,
-                    layer,
-                    layers,
-                    digest: &blob.digest,
-                    offset,
-                    size: blob.size,
-                    how,
-                });
-            })
+        let (progress, client, reference) = (&mut *self.progress, self.client, self.reference);
+        let image = (how == How::Full).then_some(place.image);
+        let mut told = |offset| {
+            let (layer, layers) = (place.at, place.count);
+            progress(&Progress {
+                phase: Phase::Fetching,
+                layer,
+                layers,
+                digest: &blob.digest,
+                offset,
+                size: blob.size,
+                how,
+            });
+        };
+        self.moved.during(client, || {
+            client.fetch_layer(reference, image, blob, partial, &mut told)
+        })
     }
 }
 
@@ -678,6 +705,7 @@ impl Pull<'_> {
 struct Place<'a> {
     at: usize,
     count: usize,
+    image: &'a Digest,
     descriptor: &'a Descriptor,
     diff_id: &'a DiffId,
 }

@@ -2,12 +2,14 @@
 //!
 //! What always holds: every blob is asked for before it is sent; the manifest goes last, so that a push that ends in between has
 //! published nothing; a layer whose blob was not kept is named before a byte moves, never compressed anew under another digest.
+//! Chunk hashes (`CHUNKS.md`) come after the manifest: they are a help, and a registry that does not take them has the image all the same.
 
 use std::io::Cursor;
 
 use crate::Class;
+use crate::chunks::{self, List};
 use crate::digest::Digest;
-use crate::manifest::Descriptor;
+use crate::manifest::{Descriptor, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::registry::{self, Client};
 use crate::store::{self, Image, Store};
@@ -70,6 +72,23 @@ pub struct Pushed {
     pub wire: u64,
     /// Blobs that were not there and were sent.
     pub sent: Vec<Digest>,
+    /// The chunk hashes that were attached, if the image has a layer that is worth it and they were not there.
+    pub chunk_hashes: Option<Digest>,
+    /// Why chunk hashes could not be attached, in one line.
+    pub warning: Option<String>,
+}
+
+/// How to push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushOptions {
+    /// Whether the hashes of the layers' chunks are attached, by which a client fetches a wrong chunk alone again.
+    pub chunk_hashes: bool,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        PushOptions { chunk_hashes: true }
+    }
 }
 
 /// Pushes `image` as `target`.
@@ -78,6 +97,18 @@ pub fn push(
     client: &Client,
     image: &Image,
     target: &Reference,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Pushed, Error> {
+    push_with(store, client, image, target, &PushOptions::default(), progress)
+}
+
+/// As [`push`], with options.
+pub fn push_with(
+    store: &Store,
+    client: &Client,
+    image: &Image,
+    target: &Reference,
+    options: &PushOptions,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Pushed, Error> {
     let wire_before = client.wire().up;
@@ -145,6 +176,20 @@ pub fn push(
     )?;
     let subject = image.manifest.subject.as_ref();
     let digest = client.put_manifest(target, &image.media_type, &manifest, subject)?;
+    let (mut chunk_hashes, mut warning) = (None, None);
+    if options.chunk_hashes {
+        match attach(
+            store,
+            client,
+            image,
+            target,
+            &Descriptor::of(&image.media_type, &manifest),
+        ) {
+            Ok(attached) => chunk_hashes = attached,
+            Err(Error::Registry(error)) if error.ends_all() => return Err(error.into()),
+            Err(error) => warning = Some(format!("chunk hashes are not attached: {error}")),
+        }
+    }
     let wire = client.wire().up - wire_before;
     tracing::info!(image = %target, %digest, wire, "pushed");
     Ok(Pushed {
@@ -152,5 +197,55 @@ pub fn push(
         size: manifest.len() as u64,
         wire,
         sent,
+        chunk_hashes,
+        warning,
     })
+}
+
+/// Attaches the chunk hashes of the layers whose blobs are here to the image that was just pushed, unless it has some.
+fn attach(
+    store: &Store,
+    client: &Client,
+    image: &Image,
+    target: &Reference,
+    subject: &Descriptor,
+) -> Result<Option<Digest>, Error> {
+    let layers = image.manifest.layers.iter();
+    let mut worth: Vec<&Descriptor> = layers
+        .filter(|layer| chunks::has_list(layer.size) && store.has_blob(&layer.digest))
+        .collect();
+    worth.dedup_by_key(|layer| layer.digest);
+    if worth.is_empty() {
+        return Ok(None);
+    }
+    let there = client.list_referrers(target, &subject.digest, Some(chunks::ARTIFACT_TYPE))?;
+    if there
+        .iter()
+        .any(|d| d.artifact_type.as_deref() == Some(chunks::ARTIFACT_TYPE))
+    {
+        return Ok(None);
+    }
+    let put = |bytes: &[u8]| {
+        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+        client.put_blob(target, &digest, size, &mut Cursor::new(bytes), &mut |_| {})
+    };
+    let mut lists = Vec::new();
+    for layer in worth {
+        let Some(mut blob) = store.blob(&layer.digest)? else {
+            continue;
+        };
+        let list = List::of(layer.size, &mut blob).map_err(|source| registry::Error::Local {
+            what: format!("layer {}", layer.digest),
+            source,
+        })?;
+        let bytes = list.to_bytes();
+        put(&bytes)?;
+        lists.push(chunks::entry(layer, &bytes));
+    }
+    put(chunks::EMPTY_CONFIG)?;
+    let artifact = chunks::artifact(subject.clone(), lists);
+    let bytes = store::to_json(&artifact, std::path::Path::new("chunk hashes"))?;
+    let digest = Digest::of(&bytes);
+    client.put_manifest(&target.with_digest(digest), OCI_MANIFEST, &bytes, Some(subject))?;
+    Ok(Some(digest))
 }

@@ -171,6 +171,24 @@ impl Reference {
         }
     }
 
+    /// The same repository, tag and digest at another registry.
+    pub fn at_registry(&self, registry: &str) -> Result<Self, Error> {
+        let error = |reason: &str| Error {
+            text: registry.chars().take(100).collect(),
+            reason: reason.into(),
+        };
+        if !is_host(registry) {
+            return Err(error("it is not a host name or address with an optional port"));
+        }
+        if registry.len() + 1 + self.repository.len() > MAX_NAME_LEN {
+            return Err(error("the name is longer than 255 characters"));
+        }
+        Ok(Self {
+            registry: registry.to_owned(),
+            ..self.clone()
+        })
+    }
+
     /// The same repository under another tag and without a digest.
     pub fn with_tag(&self, tag: &str) -> Result<Self, Error> {
         if !is_tag(tag) {

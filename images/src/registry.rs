@@ -8,26 +8,39 @@
 //! * every body, header and list is bounded before it takes memory.
 //!
 //! ```text
-//! blob.rs upload.rs manifest.rs referrers.rs    what is asked for
-//!        exchange.rs                            one request: login, redirects, status -> Failure
-//!        retry.rs range.rs auth.rs endpoint.rs  decisions, no I/O
-//!        wire.rs tls.rs                         the link
+//! blob.rs repair.rs upload.rs                    what is asked for, of mirrors first
+//! manifest.rs referrers.rs
+//!        exchange.rs                             one request: login, redirects, status -> Failure
+//!        retry.rs range.rs auth.rs endpoint.rs   decisions, no I/O
+//!        limits.rs steady.rs                     how fast at most, how fast at least
+//!        settings.rs login.rs credential.rs      what the owner says: mirrors, limits, logins
+//!        wire.rs tls.rs                          the link
 //! ```
 
 mod auth;
 mod blob;
+mod credential;
 mod endpoint;
 mod exchange;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzed;
+mod limits;
+pub mod login;
 mod manifest;
 mod range;
 mod referrers;
+mod repair;
 mod retry;
+mod settings;
+mod steady;
 mod tls;
 mod upload;
 mod wire;
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod quirks;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -39,12 +52,14 @@ use crate::Class;
 use crate::digest::Digest;
 use crate::reference::Reference;
 
-pub use auth::Login;
+pub use auth::{Login, docker_config_path};
+pub use limits::{Limits, Window, parse_bytes};
 pub use manifest::{Fetched, Head};
 
 use endpoint::Url;
 use exchange::Failure;
 use retry::{Fault, Next, Retry};
+use settings::Settings;
 
 /// Without a byte for this long a connection is taken for dead. LTE hand-overs take 2-5 s.
 const STALL: Duration = Duration::from_secs(8);
@@ -52,6 +67,8 @@ const STALL: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a registry that has answered before is waited for without one new byte.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a mirror is waited for: the registry itself comes after it.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting client looks whether it was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_millis(100);
 
@@ -129,6 +146,21 @@ pub enum Error {
     /// The login file cannot be used.
     #[error("registry login: {0}")]
     Login(String),
+    /// The settings file cannot be used.
+    #[error("registry settings: {0}")]
+    Settings(String),
+    /// The byte budget is used up.
+    #[error("the budget of {budget} bytes is used up; what has arrived is kept")]
+    Spent {
+        /// What there was.
+        budget: u64,
+    },
+    /// It is not the time to use the link.
+    #[error("the link may be used {window} only; what has arrived is kept")]
+    Closed {
+        /// When it may be.
+        window: Window,
+    },
     /// A document is not what its media type says.
     #[error("{what}: {source}")]
     Document {
@@ -157,13 +189,23 @@ impl Error {
     /// What the failure means to whoever may try again.
     pub fn class(&self) -> Class {
         match self {
-            Error::Unreachable { .. } | Error::Cancelled => Class::Transient,
+            Error::Unreachable { .. } | Error::Cancelled | Error::Spent { .. } | Error::Closed { .. } => {
+                Class::Transient
+            }
             Error::Status { status, .. } if *status == 429 || *status >= 500 => Class::Transient,
             Error::Digest { .. } => Class::Corrupt,
             Error::Store(e) => e.class(),
             Error::Document { source, .. } => source.class(),
             _ => Class::Permanent,
         }
+    }
+
+    /// Whether nothing more may be asked of anybody: another mirror, or another way to the same bytes, is no help.
+    pub fn ends_all(&self) -> bool {
+        matches!(
+            self,
+            Error::Cancelled | Error::Spent { .. } | Error::Closed { .. } | Error::Settings(_)
+        )
     }
 }
 
@@ -178,6 +220,14 @@ pub struct Options {
     pub docker_config: Option<PathBuf>,
     /// A file of TLS root certificates (PEM) in place of the system's; by default `$SSL_CERT_FILE`.
     pub roots: Option<PathBuf>,
+    /// Folders (`certs.d`) with certificates of single registries; by default those of docker and podman.
+    pub certs: Vec<PathBuf>,
+    /// The owner's settings file; by default `$WHERRY_REGISTRIES`, else the user's, else the system's.
+    pub settings: Option<PathBuf>,
+    /// Whether the settings' mirrors are asked. A publisher asks the registry itself: what a mirror has is no sign of what it has.
+    pub mirrors: bool,
+    /// What the link may be used for, where the settings do not say less.
+    pub limits: Limits,
     /// How long a registry that has answered before is waited for without one new byte.
     pub patience: Duration,
     /// Set by another thread to make every call return [`Error::Cancelled`] within moments.
@@ -191,6 +241,10 @@ impl Default for Options {
             login: None,
             docker_config: auth::docker_config_path(),
             roots: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
+            certs: tls::usual_folders(),
+            settings: settings::path(),
+            mirrors: true,
+            limits: Limits::default(),
             patience: PATIENCE,
             cancel: None,
         }
@@ -213,8 +267,11 @@ pub struct Client {
     addresses: Arc<wire::Addresses>,
     /// Plain HTTP and verified TLS are set up apart: the certificates are read only when TLS is spoken.
     plain: OnceLock<ureq::Agent>,
-    verified: OnceLock<ureq::Agent>,
-    unverified: OnceLock<ureq::Agent>,
+    /// By whether they verify, and whose certificates they have.
+    secure: Mutex<HashMap<(bool, Option<PathBuf>), ureq::Agent>>,
+    settings: Result<Settings, String>,
+    /// How long a body may be slow.
+    grace: Duration,
     hosts: Mutex<HashMap<String, Host>>,
 }
 
@@ -223,6 +280,11 @@ pub struct Client {
 struct Host {
     /// It answered at least once.
     reached: bool,
+    /// It is a mirror, and it was given up on.
+    mirror: bool,
+    given_up: bool,
+    /// Its account, once the login file was read and a helper asked.
+    account: Option<auth::Account>,
     /// TLS or not, once decided.
     secure: Option<bool>,
     /// It was asked whether it wants TLS after all.
@@ -244,14 +306,21 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// A client with no connection yet.
-    pub fn new(options: Options) -> Client {
+    pub fn new(mut options: Options) -> Client {
+        let settings = settings::load(options.settings.as_deref());
+        if let Ok(settings) = &settings {
+            let (own, said) = (&mut options.limits, &settings.limits);
+            own.rate = own.rate.into_iter().chain(said.rate).min();
+            own.window = own.window.or(said.window);
+        }
         Client {
+            meter: Arc::new(wire::Meter::paced(options.limits.rate, options.cancel.clone())),
             options,
-            meter: Arc::default(),
             addresses: Arc::default(),
             plain: OnceLock::new(),
-            verified: OnceLock::new(),
-            unverified: OnceLock::new(),
+            secure: Mutex::default(),
+            settings,
+            grace: steady::GRACE,
             hosts: Mutex::default(),
         }
     }
@@ -269,17 +338,82 @@ impl Client {
         change(hosts.entry(authority.to_owned()).or_default())
     }
 
-    fn check_cancelled(&self) -> Result<(), Error> {
-        match &self.options.cancel {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+    /// Fails when the client was cancelled or may not use the link any more.
+    fn check_allowed(&self) -> Result<(), Error> {
+        if let Some(flag) = &self.options.cancel
+            && flag.load(Ordering::Relaxed)
+        {
+            return Err(Error::Cancelled);
+        }
+        let Limits { budget, window, .. } = &self.options.limits;
+        if let Some(budget) = *budget
+            && self.allowance() == 0
+        {
+            return Err(Error::Spent { budget });
+        }
+        match *window {
+            Some(window) if !window.is_open(exchange::unix_now()) => Err(Error::Closed { window }),
             _ => Ok(()),
         }
+    }
+
+    /// How many bytes the budget still allows.
+    fn allowance(&self) -> u64 {
+        let Wire { down, up } = self.wire();
+        let budget = self.options.limits.budget.unwrap_or(u64::MAX);
+        budget.saturating_sub(down.saturating_add(up))
+    }
+
+    fn settings(&self) -> Result<&Settings, Error> {
+        self.settings
+            .as_ref()
+            .map_err(|reason| Error::Settings(reason.clone()))
+    }
+
+    /// The same thing at the mirrors of its registry, if they are asked.
+    fn mirrors_of(&self, reference: &Reference) -> Result<Vec<Reference>, Error> {
+        let settings = self.settings()?;
+        Ok(if self.options.mirrors {
+            settings.mirrors(reference)
+        } else {
+            Vec::new()
+        })
+    }
+
+    /// Asks the mirrors of `reference`'s registry, then the registry itself.
+    fn through<T>(
+        &self,
+        reference: &Reference,
+        mut ask: impl FnMut(&Reference) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for mirror in self.mirrors_of(reference)? {
+            let given_up = self.host(mirror.api_host(), |host| {
+                host.mirror = true;
+                host.given_up
+            });
+            if given_up {
+                continue;
+            }
+            match ask(&mirror) {
+                Ok(value) => return Ok(value),
+                Err(error) if error.ends_all() => return Err(error),
+                // Not the mirror's doing.
+                Err(error @ (Error::Store(_) | Error::Local { .. })) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(mirror = mirror.registry(), %error, "the mirror does not have it");
+                    if matches!(error, Error::Unreachable { .. } | Error::Tls { .. }) {
+                        self.host(mirror.api_host(), |host| host.given_up = true);
+                    }
+                }
+            }
+        }
+        ask(reference)
     }
 
     fn pause(&self, wait: Duration) -> Result<(), Error> {
         let until = Instant::now() + wait;
         loop {
-            self.check_cancelled()?;
+            self.check_allowed()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
@@ -288,16 +422,15 @@ impl Client {
         }
     }
 
-    fn is_insecure(&self, authority: &str) -> bool {
-        self.options
-            .insecure
-            .iter()
-            .any(|host| host.eq_ignore_ascii_case(authority))
+    fn is_insecure(&self, authority: &str) -> Result<bool, Error> {
+        let mut hosts = self.options.insecure.iter();
+        Ok(hosts.any(|host| host.eq_ignore_ascii_case(authority)) || self.settings()?.is_insecure(authority))
     }
 
     fn retry(&self, reference: &Reference) -> Retry {
-        let reached = self.host(reference.api_host(), |host| host.reached);
-        Retry::new(reached, self.options.patience)
+        let (reached, mirror) = self.host(reference.api_host(), |host| (host.reached, host.mirror));
+        let patience = if mirror { MIRROR_PATIENCE } else { Duration::MAX };
+        Retry::new(reached, patience.min(self.options.patience))
     }
 
     /// Repeats a small request until it succeeds, fails for good, or is given up on.
@@ -309,7 +442,7 @@ impl Client {
     ) -> Result<T, Error> {
         let mut retry = self.retry(reference);
         loop {
-            self.check_cancelled()?;
+            self.check_allowed()?;
             let begun = Instant::now();
             let (fault, reason) = match attempt() {
                 Ok(value) => return Ok(value),

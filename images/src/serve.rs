@@ -1,7 +1,8 @@
 //! The store as a registry: an OCI distribution endpoint for one board, one shop floor, one test.
 //!
-//! Blocking, a thread for each connection up to a cap. Reading is open to whoever reaches the address; writing needs the token
-//! (Bearer, or Basic with it as the password) or the Unix socket, which only the same user can open. What is pushed as `iris:v1`
+//! Blocking, a thread for each connection up to a cap, with TLS where there is a certificate. Reading is open to whoever reaches the
+//! address unless there are accounts; writing needs the token or a writing account (Bearer, Basic, or by the token service that
+//! `/v2/` names) or the Unix socket, which only the same user can open. What is pushed as `iris:v1`
 //! is `localhost/iris:v1` in the store, listed by `images` and run by that name; every other image of the store is served under its
 //! name without the registry, unless something of that name was pushed. Only layers whose blobs were kept can be fetched.
 //!
@@ -9,6 +10,7 @@
 //!   accept -> Connection (http.rs) -> Route (route.rs) -> Access (access.rs) -> Api (api.rs) -> Store
 //!                                                             uploads.rs: partials held open between their requests
 //!                                                             referrers.rs: who refers to which manifest
+//!                                                             remove.rs: deleting
 //! ```
 //!
 //! What always holds: a manifest is accepted only when everything it lists is here with the size it names; a tag moves after the
@@ -16,9 +18,13 @@
 
 mod access;
 mod api;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzed;
 mod http;
 mod referrers;
+mod remove;
 mod route;
+mod tls;
 mod uploads;
 
 use std::fs::File;
@@ -35,8 +41,11 @@ use rustix::fs::FlockOperation;
 
 use crate::Class;
 use crate::store::{self, Store};
-use api::Api;
+use access::Access;
+pub use access::Account;
+use api::{Api, Way};
 use http::{Answer, Broken, Connection, Stream};
+pub use tls::Files as Tls;
 
 /// The longest blob that is taken.
 const MAX_BLOB: u64 = 64 << 30;
@@ -48,8 +57,8 @@ const EXHAUSTED: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
-/// A connection's thread needs little: buffers are on the heap.
-const STACK: usize = 256 * 1024;
+/// A connection's thread needs little: buffers are on the heap. A TLS handshake takes the most.
+const STACK: usize = 512 * 1024;
 
 /// Why a server does not start or stops.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +74,9 @@ pub enum Error {
     /// Another server has the store.
     #[error("the store {0} is being served already")]
     Served(PathBuf),
+    /// The certificate cannot be used.
+    #[error("certificate: {0}")]
+    Tls(String),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -84,7 +96,7 @@ impl Error {
         match self {
             Error::Served(_) => Class::Transient,
             Error::Store(e) => e.class(),
-            Error::Listen { .. } | Error::System { .. } => Class::Permanent,
+            Error::Listen { .. } | Error::Tls(_) | Error::System { .. } => Class::Permanent,
         }
     }
 }
@@ -94,7 +106,7 @@ impl Error {
 pub struct Options {
     /// The TCP address; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The token for writing. Without one, writing is possible over `unix` only.
+    /// The token for writing. Without one and without accounts, writing is possible over `unix` only.
     pub token: Option<String>,
     /// A Unix socket for the same user, made with mode 0600.
     pub unix: Option<PathBuf>,
@@ -109,12 +121,22 @@ impl std::fmt::Debug for Options {
     }
 }
 
+/// What guards a registry beyond its token.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// Who may read and write. With any, reading needs one too.
+    pub accounts: Vec<Account>,
+    /// The certificate to speak TLS with over TCP.
+    pub tls: Option<Tls>,
+}
+
 /// A registry that is listening.
 pub struct Server {
     tcp: TcpListener,
     unix: Option<UnixListener>,
     stop: Arc<OwnedFd>,
     api: Arc<Api>,
+    tls: Option<Arc<rustls::ServerConfig>>,
     /// Held as long as the server lives: uploads and referrers have one writer.
     _serving: File,
 }
@@ -143,10 +165,21 @@ impl std::fmt::Debug for Server {
 impl Server {
     /// Listens. Connections are answered once [`Server::run`] is called.
     pub fn bind(options: Options, store: Store) -> Result<Server, Error> {
+        Server::guarded(options, Guard::default(), store)
+    }
+
+    /// As [`Server::bind`], with accounts or TLS.
+    pub fn guarded(options: Options, guard: Guard, store: Store) -> Result<Server, Error> {
         let system = |what: &str| {
             let what = what.to_owned();
             move |source: std::io::Error| Error::System { what, source }
         };
+        let tls = guard
+            .tls
+            .as_ref()
+            .map(tls::load)
+            .transpose()
+            .map_err(Error::Tls)?;
         let lock = store.root().join("serving");
         let serving = File::options()
             .write(true)
@@ -172,12 +205,13 @@ impl Server {
         ] {
             result.map_err(system("set non-blocking"))?;
         }
-        let api = Arc::new(Api::new(store, options.token)?);
+        let api = Arc::new(Api::new(store, Access::new(options.token, guard.accounts))?);
         Ok(Server {
             tcp,
             unix,
             stop: Arc::new(stop),
             api,
+            tls,
             _serving: serving,
         })
     }
@@ -225,7 +259,13 @@ impl Server {
                         // Answers are written whole: waiting to fill a packet only delays them.
                         let _ = stream.set_nodelay(true);
                         tracing::debug!(%peer, "connection");
-                        self.start(Box::new(stream), false, &open);
+                        match &self.tls {
+                            None => self.start(Box::new(stream), Way::Plain, &open),
+                            Some(config) => match tls::TlsStream::new(config.clone(), stream) {
+                                Ok(stream) => self.start(Box::new(stream), Way::Secure, &open),
+                                Err(error) => tracing::error!(%error, "no TLS for a connection"),
+                            },
+                        }
                     }
                     Ok(_) => {}
                     Err(e) => self.rest(&e),
@@ -239,7 +279,7 @@ impl Server {
                         let own = rustix::process::geteuid();
                         match rustix::net::sockopt::socket_peercred(&stream) {
                             Ok(peer) if peer.uid == own || peer.uid.is_root() => {
-                                self.start(Box::new(stream), true, &open_local)
+                                self.start(Box::new(stream), Way::Local, &open_local)
                             }
                             _ => tracing::warn!("another user's connection to the Unix socket is refused"),
                         }
@@ -262,7 +302,7 @@ impl Server {
         let _ = poll(&mut [PollFd::new(&*self.stop, PollFlags::IN)], Some(&EXHAUSTED));
     }
 
-    fn start(&self, stream: Box<dyn Stream>, local: bool, open: &Arc<AtomicUsize>) {
+    fn start(&self, stream: Box<dyn Stream>, way: Way, open: &Arc<AtomicUsize>) {
         let slot = Slot::take(open);
         let api = self.api.clone();
         let mut connection = Connection::new(stream);
@@ -276,7 +316,7 @@ impl Server {
             .stack_size(STACK);
         let spawned = thread.spawn(move || {
             let _slot = slot;
-            converse(&mut connection, &api, local);
+            converse(&mut connection, &api, way);
         });
         if let Err(e) = spawned {
             tracing::error!(error = %e, "no thread for a connection");
@@ -301,7 +341,7 @@ impl Drop for Slot {
 }
 
 /// One connection, request after request.
-fn converse(connection: &mut Connection, api: &Api, local: bool) {
+fn converse(connection: &mut Connection, api: &Api, way: Way) {
     loop {
         let mut head = match connection.head() {
             Ok(Some(head)) => head,
@@ -315,7 +355,7 @@ fn converse(connection: &mut Connection, api: &Api, local: bool) {
             }
         };
         let mut body = connection.body(&mut head);
-        let mut answer = api.answer(&head, &mut body, local);
+        let mut answer = api.answer(&head, &mut body, way);
         let rest = body.rest();
         let close = head.close || rest.closes();
         tracing::debug!(

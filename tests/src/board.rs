@@ -137,8 +137,21 @@ impl Serve {
         let address: SocketAddr = ([127, 0, 0, 1], free_port()?).into();
         let token = stage.directory().join(format!("{name}-token"));
         stage.write(&token, TOKEN)?;
-        let (listen, token) = (address.to_string(), token.to_string_lossy().into_owned());
-        let command = stage.wherry(root, &["serve", "--listen", &listen, "--token-file", &token]);
+        let token = token.to_string_lossy().into_owned();
+        Self::start_with(stage, name, root, address, &["--token-file", &token])
+    }
+
+    /// Serves the store at `root` on `address` with these options of the command line.
+    pub fn start_with(
+        stage: &Stage,
+        name: &str,
+        root: &Path,
+        address: SocketAddr,
+        options: &[&str],
+    ) -> Result<Self> {
+        let listen = address.to_string();
+        let words = [&["serve", "--listen", &listen], options].concat();
+        let command = stage.wherry(root, &words);
         let mut process = stage.start(name, command)?;
         wait_for("wherry serve answers", Duration::from_secs(10), || {
             if let Some(status) = process.ended() {
@@ -147,8 +160,9 @@ impl Serve {
                     process.log()
                 ))));
             }
+            // It asks for a login; reading needs none.
             let answer = crate::http::get(address, "/v2/", None, Duration::from_secs(1)).ok()?;
-            (answer.status == 200).then_some(Ok(()))
+            matches!(answer.status, 200 | 401).then_some(Ok(()))
         })??;
         Ok(Self {
             address,

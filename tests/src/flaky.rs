@@ -56,6 +56,8 @@ pub struct Options {
     pub rate: Option<u64>,
     /// In every period (first) the link is down for the last part of it (second).
     pub outage: Option<(Duration, Duration)>,
+    /// One bit of this downstream byte, counted over all connections, arrives wrong. Once.
+    pub flip: Option<u64>,
 }
 
 impl Options {
@@ -72,6 +74,7 @@ impl Options {
             latency: Duration::ZERO,
             rate: None,
             outage: None,
+            flip: None,
         }
     }
 }
@@ -93,6 +96,8 @@ pub struct Counters {
     pub cuts: u64,
     /// Connections ended by the link going down.
     pub dropped: u64,
+    /// Bits that arrived wrong.
+    pub flipped: u64,
 }
 
 #[derive(Default)]
@@ -104,6 +109,7 @@ struct Tally {
     upstream_failed: AtomicU64,
     cuts: AtomicU64,
     dropped: AtomicU64,
+    flipped: AtomicU64,
 }
 
 struct Shared {
@@ -175,6 +181,7 @@ impl Proxy {
             upstream_failed: read(&tally.upstream_failed),
             cuts: read(&tally.cuts),
             dropped: read(&tally.dropped),
+            flipped: read(&tally.flipped),
         }
     }
 
@@ -189,6 +196,7 @@ impl Proxy {
             &tally.upstream_failed,
             &tally.cuts,
             &tally.dropped,
+            &tally.flipped,
         ] {
             counter.store(0, Ordering::SeqCst);
         }
@@ -278,7 +286,7 @@ fn relay(shared: &Arc<Shared>, number: u64, client: TcpStream) -> Result<()> {
         let (shared, from, to) = (Arc::clone(shared), client.try_clone()?, server.try_clone()?);
         std::thread::spawn(move || {
             let delayed = read_ahead(from, shared.options.latency);
-            let _ = deliver(&delayed, &to, &shared.tally.up, None, None);
+            let _ = deliver(&delayed, &to, &shared.tally.up, None, None, None);
             let _ = to.shutdown(Shutdown::Write);
         })
     };
@@ -291,6 +299,7 @@ fn relay(shared: &Arc<Shared>, number: u64, client: TcpStream) -> Result<()> {
         &shared.tally.down,
         budget.filter(|_| armed),
         Some(&shared.bucket),
+        shared.options.flip.map(|at| (at, &shared.tally.flipped)),
     );
     // The server learns at once that its client has gone.
     reset(&server);
@@ -376,6 +385,7 @@ fn deliver(
     counter: &AtomicU64,
     budget: Option<u64>,
     bucket: Option<&Bucket>,
+    flip: Option<(u64, &AtomicU64)>,
 ) -> Ended {
     let mut left = budget;
     while let Ok((due, mut bytes)) = chunks.recv() {
@@ -390,9 +400,12 @@ fn deliver(
         } else {
             CHUNK
         };
-        for slice in bytes.chunks(step) {
+        for slice in bytes.chunks_mut(step) {
             if let Some(bucket) = bucket {
                 bucket.take(slice.len());
+            }
+            if let Some((at, flipped)) = flip {
+                flip_once(slice, counter.load(Ordering::SeqCst), at, flipped);
             }
             if to.write_all(slice).is_err() {
                 return Ended::Peer;
@@ -404,6 +417,16 @@ fn deliver(
         }
     }
     Ended::Eof
+}
+
+/// Turns a bit of byte `at` when it is in `slice`, which begins at byte `from`, unless it was done before.
+fn flip_once(slice: &mut [u8], from: u64, at: u64, flipped: &AtomicU64) {
+    let place = at.checked_sub(from).and_then(|place| usize::try_from(place).ok());
+    if let Some(byte) = place.and_then(|place| slice.get_mut(place))
+        && flipped.swap(1, Ordering::SeqCst) == 0
+    {
+        *byte ^= 1;
+    }
 }
 
 /// Waits until the peer has acknowledged what was written: a reset discards what is still queued.
@@ -507,6 +530,23 @@ mod tests {
                 "{mode:?}"
             );
         }
+    }
+
+    #[test]
+    fn one_bit_is_turned_once() {
+        let mut options = Options::good(source(100_000));
+        options.flip = Some(70_000);
+        let proxy = Proxy::start(options).expect("start");
+        let wrong = || {
+            let mut stream = TcpStream::connect(proxy.address()).expect("connect");
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).expect("read");
+            let places = bytes.iter().enumerate().filter(|(_, byte)| **byte != 7);
+            places.map(|(at, byte)| (at, *byte)).collect::<Vec<_>>()
+        };
+        assert_eq!(wrong(), [(70_000, 6)]);
+        assert_eq!(wrong(), []);
+        assert_eq!(proxy.counters().flipped, 1);
     }
 
     #[test]

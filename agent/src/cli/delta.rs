@@ -137,7 +137,7 @@ fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
     let target = Reference::parse(&args.new)?;
     let store = place.store()?;
     let (old, new) = (store.resolve(&args.old)?, store.resolve(&args.new)?);
-    let client = registry::client(args.tls_verify, args.creds.as_deref(), &target)?;
+    let client = registry::publisher(args.tls_verify, args.creds.as_deref(), &target)?;
     let published = delta::push(&store, &client, &old, &new, &target, codec).map_err(|error| {
         failed(
             &format!("cannot publish a delta to {}", target.familiar()),

@@ -13,8 +13,10 @@ mod failure;
 mod images;
 mod inspect;
 mod kill;
+mod login;
 mod logs;
 mod place;
+mod plan;
 mod ps;
 mod pull;
 mod push;
@@ -66,6 +68,9 @@ pub struct Wherry {
 pub enum Verb {
     Pull(pull::Args),
     Push(push::Args),
+    Plan(plan::Args),
+    Login(login::Args),
+    Logout(login::LogoutArgs),
     Tag(tag::Args),
     Images(images::Args),
     Run(run::Args),
@@ -148,6 +153,9 @@ fn dispatch(wherry: Wherry) -> Result<ExitCode, Failure> {
     match wherry.verb {
         Verb::Pull(args) => pull::run(args, &place),
         Verb::Push(args) => push::run(args, &place),
+        Verb::Plan(args) => plan::run(&args, &place),
+        Verb::Login(args) => login::run(args),
+        Verb::Logout(args) => login::logout(&args),
         Verb::Tag(args) => tag::run(&args, &place),
         Verb::Images(args) => images::run(&args, &place),
         Verb::Run(args) => run::run(args, &place).map_err(Failure::of_run),

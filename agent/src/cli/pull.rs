@@ -9,7 +9,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 use wherry_images::platform::Platform;
 use wherry_images::pull::{self, How, LayerOutcome, Phase, Progress, PullOptions, Pulled, Source};
-use wherry_images::registry::Client;
+use wherry_images::registry::{Client, Limits};
 use wherry_images::{Digest, Reference, Store};
 
 use super::ago;
@@ -19,6 +19,8 @@ use super::registry;
 
 /// How often a bar is drawn anew.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// How often machines are told how far a layer is.
+const SPEAK_EVERY: Duration = Duration::from_secs(1);
 /// The characters of a bar.
 const BAR: u64 = 24;
 
@@ -51,6 +53,15 @@ pub struct Args {
     /// the account: USER:PASSWORD, instead of docker's config.json
     #[argh(option, arg_name = "account")]
     pub creds: Option<String>,
+    /// the most bytes in a second, such as 500k
+    #[argh(option, arg_name = "bytes")]
+    pub limit_rate: Option<String>,
+    /// the most bytes in all, such as 20m; what has arrived by then is kept
+    #[argh(option, arg_name = "bytes")]
+    pub budget: Option<String>,
+    /// the hours of the day, UTC, in which the link may be used, such as 01:00-05:30
+    #[argh(option, arg_name = "hours")]
+    pub window: Option<String>,
     /// text, or json: one object a line
     #[argh(option, arg_name = "format", default = "String::from(\"text\")")]
     pub format: String,
@@ -76,17 +87,15 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
         Source::Registry(reference) => reference.clone(),
         Source::Layout { name, .. } => name.clone(),
     };
-    let platform = args
-        .platform
-        .as_deref()
-        .map_or_else(|| Ok(Platform::host()), platform)?;
+    let platform = platform(args.platform.as_deref())?;
     let options = PullOptions {
         platform,
         keep_blobs: args.keep_blobs,
         use_deltas: !args.no_delta,
     };
     let store = place.store()?;
-    let client = registry::client(args.tls_verify, args.creds.as_deref(), &name)?;
+    let limits = limits(&args)?;
+    let client = registry::limited(args.tls_verify, args.creds.as_deref(), &name, limits)?;
     let before = store.tagged(&name)?.map(|record| record.target.digest);
     let pulled = fetch(&store, &client, &source, &options, &mut show)?;
     if args.quiet {
@@ -95,6 +104,22 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
         show.end(&name, &pulled, before == Some(pulled.digest));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn limits(args: &Args) -> Result<Limits, Failure> {
+    let bytes = |flag: &str, value: &Option<String>| {
+        let read = value
+            .as_deref()
+            .map(wherry_images::registry::parse_bytes)
+            .transpose();
+        read.map_err(|error| Failure::new(format!("{flag}: {error}")))
+    };
+    let window = args.window.as_deref().map(str::parse).transpose();
+    Ok(Limits {
+        rate: bytes("--limit-rate", &args.limit_rate)?,
+        budget: bytes("--budget", &args.budget)?,
+        window: window.map_err(|error: String| Failure::new(format!("--window: {error}")))?,
+    })
 }
 
 /// Pulls and shows it; a failure says what can be done.
@@ -113,26 +138,35 @@ pub(super) fn fetch(
         let _ = writeln!(io::stderr(), "wherry: warning: {warning}");
     }
     pulled.map_err(|error| {
-        let advice = match &error {
-            pull::Error::Registry(error) => registry::advice(error),
-            pull::Error::Store(error) => registry::store_advice(error),
-            pull::Error::Platform { .. } => "; choose another with --platform",
-            _ => "",
-        };
         let what = match source {
             Source::Registry(reference) => reference.familiar(),
             Source::Layout { folder, .. } => folder.display().to_string(),
         };
-        let Failure { line, code } = Failure::of(&error);
-        Failure {
-            line: format!("cannot pull {what}: {line}{advice}"),
-            code,
-        }
+        failure("pull", &what, &error)
     })
 }
 
-/// `linux/arm64` and the like.
-fn platform(text: &str) -> Result<Platform, Failure> {
+/// `cannot VERB WHAT: why; what to do`.
+pub(super) fn failure(verb: &str, what: &str, error: &pull::Error) -> Failure {
+    let advice = match error {
+        pull::Error::Registry(error) => registry::advice(error),
+        pull::Error::Store(error) => registry::store_advice(error),
+        pull::Error::Platform { .. } => "; choose another with --platform",
+        pull::Error::NoRoom { .. } => "; free some space or choose another place with --root",
+        _ => "",
+    };
+    let Failure { line, code } = Failure::of(error);
+    Failure {
+        line: format!("cannot {verb} {what}: {line}{advice}"),
+        code,
+    }
+}
+
+/// `linux/arm64` and the like; this board's where none is given.
+pub(super) fn platform(text: Option<&str>) -> Result<Platform, Failure> {
+    let Some(text) = text else {
+        return Ok(Platform::host());
+    };
     let mut parts = text.split('/');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(os), Some(architecture), variant, None) if !os.is_empty() && !architecture.is_empty() => {
@@ -161,6 +195,7 @@ pub(super) struct Show {
     out: Box<dyn Write>,
     told: BTreeMap<usize, (Phase, How)>,
     drawn: Option<Drawn>,
+    spoke: Option<Instant>,
 }
 
 /// The line that a bar stands on.
@@ -178,6 +213,7 @@ impl Show {
             out,
             told: BTreeMap::new(),
             drawn: None,
+            spoke: None,
         }
     }
 
@@ -205,7 +241,8 @@ impl Show {
         let word = word(progress);
         match self.style {
             Style::Nothing => {}
-            Style::Json if news => {
+            Style::Json if news || self.spoke.is_none_or(|spoke| spoke.elapsed() >= SPEAK_EVERY) => {
+                self.spoke = Some(Instant::now());
                 let phase = match progress.phase {
                     Phase::Fetching => "fetching",
                     Phase::Unpacking => "unpacking",
@@ -342,4 +379,89 @@ fn layer(outcome: &LayerOutcome) -> serde_json::Value {
     } = outcome;
     let digest: &Digest = digest;
     json!({ "diffId": diff_id, "digest": digest, "how": how(*came), "bytes": bytes, "reason": reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is shown of a pull of two layers, the second of which is there.
+    fn shown(style: Style) -> String {
+        let page = Page::default();
+        let mut show = Show::new(style, Box::new(page.clone()));
+        let digest = Digest::of(b"layer");
+        let mut step = |layer, phase, offset, how| {
+            show.progress(&Progress {
+                phase,
+                layer,
+                layers: 2,
+                digest: &digest,
+                offset,
+                size: 1_000_000,
+                how,
+            });
+        };
+        for offset in [0, 250_000, 500_000] {
+            step(0, Phase::Fetching, offset, How::Full);
+        }
+        std::thread::sleep(DRAW_EVERY);
+        step(0, Phase::Fetching, 750_000, How::Full);
+        step(0, Phase::Unpacking, 1_000_000, How::Full);
+        step(0, Phase::Done, 1_000_000, How::Full);
+        step(1, Phase::Done, 1_000_000, How::Present);
+        show.finish_bar();
+        let bytes = page.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn logs_get_lines_terminals_bars_and_machines_objects() {
+        let name = Digest::of(b"layer").short();
+        let words = ["Downloading", "Extracting", "Pull complete", "Already exists"];
+        let lines: String = words.iter().map(|word| format!("{name}: {word}\n")).collect();
+        assert_eq!(shown(Style::Lines), lines);
+
+        let bars = shown(Style::Bars);
+        assert!(
+            bars.contains(&format!(
+                "\r\x1b[K{name}: Downloading [==================      ] 750kB/1MB"
+            )),
+            "{bars:?}"
+        );
+        // One line for each layer, which is left when the next begins.
+        assert_eq!(bars.matches('\n').count(), 2, "{bars:?}");
+        assert!(words.iter().all(|word| bars.contains(word)), "{bars:?}");
+
+        let objects: Vec<serde_json::Value> = shown(Style::Json)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let told: Vec<_> = objects
+            .iter()
+            .map(|o| (o["phase"].as_str().unwrap(), o["layer"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(
+            told,
+            [("fetching", 1), ("unpacking", 1), ("done", 1), ("done", 2)]
+        );
+        assert_eq!(
+            (&objects[3]["how"], &objects[0]["size"]),
+            (&json!("present"), &json!(1_000_000))
+        );
+        assert_eq!(shown(Style::Nothing), "");
+    }
 }

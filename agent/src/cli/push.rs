@@ -1,9 +1,10 @@
 //! `wherry push`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use argh::{ArgsInfo, FromArgs};
-use wherry_images::push::{self, Progress};
+use wherry_images::push::{self, Progress, PushOptions};
 use wherry_images::{Digest, Reference};
 
 use super::failure::{Failure, print};
@@ -23,6 +24,9 @@ pub struct Args {
     /// print nothing but failures
     #[argh(switch, short = 'q')]
     pub quiet: bool,
+    /// attach no hashes of the layers' chunks, by which boards fetch a wrong chunk alone again
+    #[argh(switch)]
+    pub no_chunk_hashes: bool,
     /// false for a registry without TLS, or with a certificate that proves nothing
     #[argh(option, arg_name = "bool", default = "true")]
     pub tls_verify: bool,
@@ -41,7 +45,7 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     let target = Reference::parse(args.target.as_deref().unwrap_or(&args.image))?;
     let store = place.store()?;
     let image = store.resolve(&args.image)?;
-    let client = registry::client(args.tls_verify, args.creds.as_deref(), &target)?;
+    let client = registry::publisher(args.tls_verify, args.creds.as_deref(), &target)?;
     let mut last: Option<Digest> = None;
     let mut failed = None;
     let mut show = |progress: &Progress<'_>| {
@@ -54,7 +58,10 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
                 .or(failed.take());
         }
     };
-    let pushed = push::push(&store, &client, &image, &target, &mut show).map_err(|error| {
+    let options = PushOptions {
+        chunk_hashes: !args.no_chunk_hashes,
+    };
+    let pushed = push::push_with(&store, &client, &image, &target, &options, &mut show).map_err(|error| {
         let advice = match &error {
             push::Error::Registry(error) => registry::advice(error),
             push::Error::Store(error) => registry::store_advice(error),
@@ -68,6 +75,9 @@ pub(super) fn run(args: Args, place: &Place) -> Result<ExitCode, Failure> {
     })?;
     if let Some(failure) = failed {
         return Err(failure);
+    }
+    if let Some(warning) = &pushed.warning {
+        let _ = writeln!(std::io::stderr(), "wherry: warning: {warning}");
     }
     if !args.quiet {
         let tag = target.tag().map_or_else(String::new, |tag| format!("{tag}: "));

@@ -1,7 +1,7 @@
 //! Registries as the verbs reach them: who asks, and with how much trust.
 
 use wherry_images::Reference;
-use wherry_images::registry::{Client, Login, Options};
+use wherry_images::registry::{Client, Limits, Login, Options};
 
 use super::failure::Failure;
 
@@ -11,6 +11,34 @@ pub(super) fn client(
     creds: Option<&str>,
     reference: &Reference,
 ) -> Result<Client, Failure> {
+    limited(tls_verify, creds, reference, Limits::default())
+}
+
+/// As [`client`], for sending: mirrors are not asked.
+pub(super) fn publisher(
+    tls_verify: bool,
+    creds: Option<&str>,
+    reference: &Reference,
+) -> Result<Client, Failure> {
+    let options = options(tls_verify, creds, reference)?;
+    Ok(Client::new(Options {
+        mirrors: false,
+        ..options
+    }))
+}
+
+/// As [`client`], with limits on its use of the link.
+pub(super) fn limited(
+    tls_verify: bool,
+    creds: Option<&str>,
+    reference: &Reference,
+    limits: Limits,
+) -> Result<Client, Failure> {
+    let options = options(tls_verify, creds, reference)?;
+    Ok(Client::new(Options { limits, ..options }))
+}
+
+fn options(tls_verify: bool, creds: Option<&str>, reference: &Reference) -> Result<Options, Failure> {
     let login = creds.map(|creds| {
         let pair = creds
             .split_once(':')
@@ -26,11 +54,11 @@ pub(super) fn client(
     } else {
         vec![reference.registry().to_owned()]
     };
-    Ok(Client::new(Options {
+    Ok(Options {
         insecure,
         login: login.transpose()?,
         ..Options::default()
-    }))
+    })
 }
 
 /// What can be done about a registry's refusal.
@@ -47,6 +75,9 @@ pub(super) fn advice(error: &wherry_images::registry::Error) -> &'static str {
             "; nothing of it was kept, tell whoever runs the registry"
         }
         Error::Store(error) => store_advice(error),
+        Error::Settings(_) => "; correct the file",
+        Error::Spent { .. } => "; pull again to go on, with another --budget",
+        Error::Closed { .. } => "; pull again then",
         Error::Status { .. } | Error::Local { .. } | Error::Cancelled => "; try again",
     }
 }

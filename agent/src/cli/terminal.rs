@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 
-use rustix::termios::{OptionalActions, Termios, Winsize};
+use rustix::termios::{LocalModes, OptionalActions, Termios, Winsize};
 
 /// The mode to return to, while the terminal is raw. A panic hook must find it.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -37,6 +37,27 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         restore();
+    }
+}
+
+/// Standard input as a terminal that does not show what is typed; dropping it restores the mode.
+#[derive(Debug)]
+pub(super) struct Hidden(Termios);
+
+impl Hidden {
+    /// Stops showing what is typed, all but the end of the line.
+    pub(super) fn enter() -> io::Result<Self> {
+        let before = rustix::termios::tcgetattr(io::stdin())?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        rustix::termios::tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
     }
 }
 

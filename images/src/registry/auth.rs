@@ -16,7 +16,7 @@ const MAX_TOKEN: usize = 16 * 1024;
 /// A token without `expires_in` lives this long (distribution token specification).
 const DEFAULT_LIFETIME_S: u64 = 60;
 /// docker's config.json is small; one beyond this is not read.
-const MAX_CONFIG: u64 = 1024 * 1024;
+pub(crate) const MAX_CONFIG: u64 = 1024 * 1024;
 
 /// One challenge of a 401 answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,12 +203,12 @@ pub(crate) enum Account {
     None,
     /// A login.
     Known(Login),
-    /// A credential helper is named, which is not asked: told in the message of a refusal.
+    /// A credential helper has it.
     Helper(String),
 }
 
 /// Where docker's client keeps its logins: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
-pub(crate) fn docker_config_path() -> Option<PathBuf> {
+pub fn docker_config_path() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("DOCKER_CONFIG").filter(|v| !v.is_empty()) {
         return Some(Path::new(&folder).join("config.json"));
     }
@@ -245,16 +245,7 @@ pub(crate) fn load_account(path: &Path, registry: &str) -> Result<Account, Strin
 /// Finds the login of `registry` (for instance `docker.io`, `ghcr.io`, `127.0.0.1:5000`) in docker's config.json.
 pub(crate) fn parse_account(config: &[u8], registry: &str) -> Result<Account, String> {
     let config: serde_json::Value = serde_json::from_slice(config).map_err(|e| e.to_string())?;
-    let is_hub = matches!(registry, "docker.io" | "index.docker.io" | "registry-1.docker.io");
-    let matches = |key: &str| {
-        let host = key
-            .strip_prefix("https://")
-            .or_else(|| key.strip_prefix("http://"))
-            .unwrap_or(key);
-        let host = host.split('/').next().unwrap_or(host);
-        host == registry
-            || (is_hub && matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io"))
-    };
+    let matches = |key: &str| is_key_of(key, registry);
     let entry = config.get("auths").and_then(|a| a.as_object()).and_then(|auths| {
         auths
             .iter()
@@ -290,22 +281,33 @@ pub(crate) fn parse_account(config: &[u8], registry: &str) -> Result<Account, St
             }));
         }
     }
-    let helper = config
+    let helper = config.as_object().and_then(|config| helper_of(config, registry));
+    Ok(helper.map_or(Account::None, Account::Helper))
+}
+
+/// Whether a key of docker's config.json (`ghcr.io`, `https://index.docker.io/v1/`) is that of `registry`.
+pub(crate) fn is_key_of(key: &str, registry: &str) -> bool {
+    let is_hub = |host: &str| matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
+    let host = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
+    let host = host.split('/').next().unwrap_or(host);
+    host == registry || (is_hub(registry) && is_hub(host))
+}
+
+/// The credential helper that docker's config.json names for `registry`, else for all.
+pub(crate) fn helper_of(
+    config: &serde_json::Map<String, serde_json::Value>,
+    registry: &str,
+) -> Option<String> {
+    let own = config
         .get("credHelpers")
-        .and_then(|h| h.as_object())
-        .and_then(|helpers| {
-            helpers
-                .iter()
-                .find(|(key, _)| matches(key))
-                .and_then(|(_, v)| v.as_str())
-        })
-        .or_else(|| {
-            config
-                .get("credsStore")
-                .and_then(|v| v.as_str())
-                .filter(|v| !v.is_empty())
-        });
-    Ok(helper.map_or(Account::None, |name| Account::Helper(name.to_owned())))
+        .and_then(|helpers| helpers.as_object())
+        .and_then(|helpers| helpers.iter().find(|(key, _)| is_key_of(key, registry)))
+        .and_then(|(_, name)| name.as_str());
+    let name = own.or_else(|| config.get("credsStore").and_then(|name| name.as_str()));
+    name.filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]

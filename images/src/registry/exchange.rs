@@ -4,6 +4,7 @@
 //! a request only while it goes to the registry's own origin. Trying again after faults is the caller's (`Client::persist`).
 
 use std::io::Read;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use ureq::http::header::{
@@ -12,14 +13,15 @@ use ureq::http::header::{
 };
 use ureq::http::{HeaderValue, Method, Request as HttpRequest, Response};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, BodyReader};
 
 use super::auth::{self, Account, Challenge, Login, Token};
 use super::endpoint::{Url, escape, is_loopback};
 use super::range::Answer;
 use super::retry::{Fault, MAX_RETRY_AFTER, parse_retry_after};
-use super::wire::{CountedTcp, RememberingResolver};
-use super::{CONNECT, Client, Error, STALL, tls};
+use super::steady::Steady;
+use super::wire::{self, CountedTcp, RememberingResolver};
+use super::{CONNECT, Client, Error, STALL, credential, tls};
 use crate::reference::Reference;
 
 /// Content stores redirect once, behind a load balancer twice.
@@ -32,6 +34,8 @@ const MAX_ERROR_BODY: u64 = 64 * 1024;
 const MAX_DETAIL: usize = 300;
 /// A token is not used in its last seconds: it must last for the request.
 const TOKEN_MARGIN_S: u64 = 5;
+/// The longest that an answer's head may take in all, however steadily it drips: longer than [`COMMIT_WAIT`].
+const HEAD_TIME: Duration = Duration::from_secs(150);
 /// A registry may move or check what it was sent before it answers.
 pub(crate) const COMMIT_WAIT: Duration = Duration::from_secs(120);
 
@@ -65,6 +69,8 @@ pub(crate) struct Request<'a> {
     pub(crate) stall: Duration,
     /// Whether redirects are followed or are an answer like others.
     pub(crate) follow: bool,
+    /// Whether the token is for the repository, or for nothing but a login that is tried.
+    pub(crate) scoped: bool,
 }
 
 impl<'a> Request<'a> {
@@ -79,6 +85,7 @@ impl<'a> Request<'a> {
             write: false,
             stall: STALL,
             follow: true,
+            scoped: true,
         }
     }
 
@@ -99,6 +106,7 @@ impl<'a> Request<'a> {
 pub(crate) struct Exchange {
     pub(crate) response: Response<Body>,
     pub(crate) url: Url,
+    grace: Duration,
 }
 
 impl Exchange {
@@ -123,17 +131,22 @@ impl Exchange {
         }
     }
 
+    /// The body, as long as it comes at a pace.
+    pub(crate) fn body(self) -> Steady<BodyReader<'static>> {
+        Steady::new(self.response.into_body().into_reader(), self.grace)
+    }
+
     /// Reads the body to its end, at most `limit` bytes; none if it is longer.
     pub(crate) fn read(self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let mut bytes = Vec::new();
-        let mut reader = self.response.into_body().into_reader().take(limit + 1);
+        let mut reader = self.body().take(limit + 1);
         reader.read_to_end(&mut bytes).map_err(body_fault)?;
         Ok((bytes.len() as u64 <= limit).then_some(bytes))
     }
 
     /// Reads what is left of an answer nobody needs, so that the connection can be used again.
     pub(crate) fn drain(self) {
-        let mut reader = self.response.into_body().into_reader().take(MAX_ERROR_BODY);
+        let mut reader = self.body().take(MAX_ERROR_BODY);
         // A connection that breaks here is simply not used again.
         let _ = std::io::copy(&mut reader, &mut std::io::sink());
     }
@@ -226,7 +239,7 @@ fn detail(body: &[u8]) -> String {
         .collect()
 }
 
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
@@ -240,15 +253,29 @@ pub(crate) fn body_fault(error: std::io::Error) -> Failure {
     }
 }
 
-/// The certificate's fault, if that is what ended a handshake: trying again changes nothing.
-fn certificate_fault(error: &ureq::Error) -> Option<&rustls::CertificateError> {
+/// What certificates have to do with the end of a handshake, if they have: trying again changes nothing.
+fn certificate_fault(error: &ureq::Error) -> Option<String> {
+    use rustls::AlertDescription as Alert;
     let tls = match error {
         ureq::Error::Rustls(tls) => tls,
         ureq::Error::Io(e) => e.get_ref()?.downcast_ref::<rustls::Error>()?,
         _ => return None,
     };
     match tls {
-        rustls::Error::InvalidCertificate(why) => Some(why),
+        rustls::Error::InvalidCertificate(why) => Some(format!("its certificate does not verify: {why}")),
+        // Servers differ in what they call a certificate that is not there.
+        rustls::Error::AlertReceived(
+            alert @ (Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied),
+        ) => Some(format!(
+            "it refuses our certificate, or wants one ({alert:?}): put NAME.cert and NAME.key into its folder in certs.d"
+        )),
         _ => None,
     }
 }
@@ -286,16 +313,13 @@ impl Client {
         let mut redirects = 0;
         let mut renewed = false;
         loop {
-            self.check_cancelled()?;
+            self.check_allowed()?;
             // Not the request's own address: the registry chose where an upload or a list goes on.
             let home = url.same_origin(&own);
             let authorization = if home { self.authorization(request)? } else { None };
             let sent_one = authorization.is_some();
             let response = self.send(request, &url, authorization)?;
-            let exchange = Exchange {
-                response,
-                url: url.clone(),
-            };
+            let exchange = self.answered(response, url.clone());
             if exchange.status() == 400 && !url.secure && home && self.wants_tls(request.reference)? {
                 let reason = "it speaks TLS".to_owned();
                 return Err(Failure::Retry(Fault::Cut, reason));
@@ -335,6 +359,14 @@ impl Client {
                 }
                 _ => return Ok(exchange),
             }
+        }
+    }
+
+    fn answered(&self, response: Response<Body>, url: Url) -> Exchange {
+        Exchange {
+            response,
+            url,
+            grace: self.grace,
         }
     }
 
@@ -384,38 +416,45 @@ impl Client {
                 })
             }
         };
-        match result {
+        let error = match result {
             Ok(response) => {
                 self.host(request.reference.api_host(), |host| host.reached = true);
-                Ok(response)
+                return Ok(response);
             }
-            Err(e) if certificate_fault(&e).is_some() => {
-                let host = url.authority.clone();
-                let why = certificate_fault(&e).map(ToString::to_string).unwrap_or_default();
-                let reason = format!("its certificate does not verify: {why}");
-                Err(Error::Tls { host, reason }.into())
-            }
-            Err(e @ ureq::Error::LargeResponseHeader(..)) => Err(bad(e.to_string())),
-            Err(e) => Err(fault(&e)),
+            Err(error) => error,
+        };
+        if let Some(reason) = certificate_fault(&error) {
+            let host = url.authority.clone();
+            return Err(Error::Tls { host, reason }.into());
+        }
+        match error {
+            e @ ureq::Error::LargeResponseHeader(..) => Err(bad(e.to_string())),
+            e => Err(fault(&e)),
         }
     }
 
-    fn agent(&self, url: &Url, reference: &Reference) -> Result<&Agent, Failure> {
+    fn agent(&self, url: &Url, reference: &Reference) -> Result<Agent, Failure> {
         if !url.secure {
-            return Ok(self.plain.get_or_init(|| self.new_agent(None)));
+            return Ok(self.plain.get_or_init(|| self.new_agent(None)).clone());
         }
-        let verify = !(url.authority == reference.api_host() && self.is_insecure(reference.api_host()));
-        let cell = if verify { &self.verified } else { &self.unverified };
-        if let Some(agent) = cell.get() {
-            return Ok(agent);
+        let verify = !(url.authority == reference.api_host() && self.is_insecure(reference.api_host())?);
+        // Hosts with certificates of their own have an agent of their own: nobody else is shown them.
+        let own = tls::folder_of(&self.options.certs, &url.authority);
+        let key = (verify, own.clone());
+        let mut agents = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(&key) {
+            return Ok(agent.clone());
         }
-        let tls = tls::config(verify, self.options.roots.as_deref()).map_err(|reason| {
+        let tls = tls::config(verify, self.options.roots.as_deref(), own.as_deref()).map_err(|reason| {
             Failure::from(Error::Tls {
-                host: reference.registry().to_owned(),
+                host: url.authority.clone(),
                 reason,
             })
         })?;
-        Ok(cell.get_or_init(|| self.new_agent(Some(tls))))
+        Ok(agents
+            .entry(key)
+            .or_insert_with(|| self.new_agent(Some(tls)))
+            .clone())
     }
 
     fn new_agent(&self, tls: Option<ureq::tls::TlsConfig>) -> Agent {
@@ -427,13 +466,15 @@ impl Client {
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(STALL))
             .timeout_per_write(Some(STALL))
+            .timeout_recv_response(Some(HEAD_TIME))
             .max_response_header_size(MAX_HEADER)
             .input_buffer_size(64 * 1024)
             .output_buffer_size(16 * 1024)
             .max_idle_connections_per_host(1)
             .user_agent(concat!("wherry/", env!("CARGO_PKG_VERSION")))
             .accept("")
-            .accept_encoding("");
+            .accept_encoding("")
+            .proxy(wire::proxy(tls.is_some(), |name| std::env::var(name).ok()));
         if let Some(tls) = tls {
             config = config.tls_config(tls);
         }
@@ -460,12 +501,12 @@ impl Client {
         if let Some(secure) = self.host(authority, |host| host.secure) {
             return Ok(secure);
         }
-        let secure = if self.is_insecure(authority) {
+        let secure = if self.is_insecure(authority)? {
             let url = Url::at(true, authority, "/v2/");
             let probe = Request::new(reference, "the registry", Method::GET, url.clone());
             match self.send(&probe, &url, None) {
                 Ok(response) => {
-                    Exchange { response, url }.drain();
+                    self.answered(response, url).drain();
                     true
                 }
                 Err(Failure::Retry(Fault::Absent, _)) if authority.contains(':') => false,
@@ -494,9 +535,8 @@ impl Client {
         let url = Url::at(false, authority, "/v2/");
         let probe = Request::new(reference, "the registry", Method::GET, url.clone());
         let response = self.send(&probe, &url, None)?;
-        let text = Exchange { response, url }
-            .read(MAX_ERROR_BODY)?
-            .unwrap_or_default();
+        let text = self.answered(response, url).read(MAX_ERROR_BODY)?;
+        let text = text.unwrap_or_default();
         // Go's server, nginx and Apache all name it in their answer to plain HTTP.
         let wants = String::from_utf8_lossy(&text).contains("HTTPS");
         if wants {
@@ -506,6 +546,9 @@ impl Client {
     }
 
     fn scope(request: &Request<'_>) -> String {
+        if !request.scoped {
+            return String::new();
+        }
         let actions = if request.write { "pull,push" } else { "pull" };
         format!("repository:{}:{actions}", request.reference.repository())
     }
@@ -514,10 +557,23 @@ impl Client {
         if let Some(login) = &self.options.login {
             return Ok(Account::Known(login.clone()));
         }
-        match &self.options.docker_config {
-            Some(path) => auth::load_account(path, reference.registry()).map_err(|e| Error::Login(e).into()),
-            None => Ok(Account::None),
+        let Some(path) = &self.options.docker_config else {
+            return Ok(Account::None);
+        };
+        let authority = reference.api_host();
+        if let Some(known) = self.host(authority, |host| host.account.clone()) {
+            return Ok(known);
         }
+        let registry = reference.registry();
+        let account = match auth::load_account(path, registry).map_err(Error::Login)? {
+            Account::Helper(name) => match credential::get(&name, registry).map_err(Error::Login)? {
+                Some(login) => Account::Known(login),
+                None => Account::Helper(name),
+            },
+            account => account,
+        };
+        self.host(authority, |host| host.account = Some(account.clone()));
+        Ok(account)
     }
 
     /// The `Authorization` that is known to be wanted, if any.
@@ -619,17 +675,19 @@ impl Client {
         let in_the_clear = account == Account::None
             || is_loopback(&realm.authority)
             || realm.same_origin(&own)
-            || self.is_insecure(&realm.authority);
+            || self.is_insecure(&realm.authority)?;
         if !realm.secure && (own.secure || !in_the_clear) {
             return Err(bad(format!("names a token service without TLS, {realm}")));
         }
         let response = match &account {
             Account::Known(Login::Identity { token }) => {
                 let mut form = format!(
-                    "grant_type=refresh_token&client_id=wherry&scope={}&refresh_token={}",
-                    escape(scope),
+                    "grant_type=refresh_token&client_id=wherry&refresh_token={}",
                     escape(token)
                 );
+                if !scope.is_empty() {
+                    form.push_str(&format!("&scope={}", escape(scope)));
+                }
                 if let Some(service) = service {
                     form.push_str(&format!("&service={}", escape(service)));
                 }
@@ -640,7 +698,10 @@ impl Client {
                 self.send(&token_request, &realm, None)?
             }
             account => {
-                let mut url = realm.with_query("scope", scope);
+                let mut url = realm.clone();
+                if !scope.is_empty() {
+                    url = url.with_query("scope", scope);
+                }
                 if let Some(service) = service {
                     url = url.with_query("service", service);
                 }
@@ -652,10 +713,7 @@ impl Client {
                 self.send(&token_request, &url, basic)?
             }
         };
-        let exchange = Exchange {
-            response,
-            url: realm.clone(),
-        };
+        let exchange = self.answered(response, realm.clone());
         match exchange.status() {
             200 => {}
             status @ (400 | 401 | 403) => {
@@ -685,7 +743,7 @@ impl Client {
         let hint = match self.account(reference) {
             Ok(Account::None) => "; no login for it in docker's config.json".to_owned(),
             Ok(Account::Helper(name)) => format!(
-                "; docker's config.json names the credential helper {name:?}, which is not asked: put the login under auths"
+                "; docker's config.json names the credential helper {name:?}, which has no login for it"
             ),
             _ => String::new(),
         };

@@ -12,16 +12,16 @@ use crate::reference::Reference;
 use crate::store::Store;
 
 /// A request as the server saw it: its first line and its fields, lower case.
-type Seen = Vec<String>;
+pub(super) type Seen = Vec<String>;
 
-struct Fake {
-    address: SocketAddr,
+pub(super) struct Fake {
+    pub(super) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Fake {
     /// Answers the nth request with `answer(n, request, stream)`; the connection closes after each.
-    fn new(answer: impl Fn(usize, &Seen, &mut TcpStream) + Send + 'static) -> Fake {
+    pub(super) fn new(answer: impl Fn(usize, &Seen, &mut TcpStream) + Send + 'static) -> Fake {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
@@ -57,27 +57,27 @@ impl Fake {
     }
 
     /// Answers every request with the same bytes.
-    fn saying(text: impl Into<Vec<u8>>) -> Fake {
+    pub(super) fn saying(text: impl Into<Vec<u8>>) -> Fake {
         let text = text.into();
         Fake::new(move |_, _, stream| {
             let _ = stream.write_all(&text);
         })
     }
 
-    fn name(&self) -> Reference {
+    pub(super) fn name(&self) -> Reference {
         Reference::parse(&format!("{}/a/b:v1", self.address)).unwrap()
     }
 
-    fn seen(&self) -> Vec<Seen> {
+    pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    fn first_lines(&self) -> Vec<String> {
+    pub(super) fn first_lines(&self) -> Vec<String> {
         self.seen().iter().map(|r| r[0].clone()).collect()
     }
 }
 
-fn client() -> Client {
+pub(super) fn client() -> Client {
     Client::new(Options {
         docker_config: None,
         patience: Duration::from_secs(3),
@@ -85,24 +85,24 @@ fn client() -> Client {
     })
 }
 
-fn field<'a>(request: &'a Seen, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(request: &'a Seen, name: &str) -> Option<&'a str> {
     request
         .iter()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-fn blob() -> Vec<u8> {
+pub(super) fn blob() -> Vec<u8> {
     (0..100_000u32)
         .flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes())
         .collect()
 }
 
-fn layer(bytes: &[u8]) -> Descriptor {
+pub(super) fn layer(bytes: &[u8]) -> Descriptor {
     Descriptor::of(OCI_LAYER_GZIP, bytes)
 }
 
 /// Fetches `descriptor` into a fresh store; the error, and how much was kept.
-fn fetch(fake: &Fake, client: &Client, descriptor: &Descriptor) -> (Result<(), Error>, u64) {
+pub(super) fn fetch(fake: &Fake, client: &Client, descriptor: &Descriptor) -> (Result<(), Error>, u64) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     let mut partial = store.partial(&descriptor.digest, descriptor.size).unwrap();
@@ -113,7 +113,7 @@ fn fetch(fake: &Fake, client: &Client, descriptor: &Descriptor) -> (Result<(), E
     (result, partial.offset())
 }
 
-fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
+pub(super) fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{fields}Connection: close\r\n\r\n",
         body.len()
@@ -122,13 +122,13 @@ fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Where a request wants to begin.
-fn start(request: &Seen) -> usize {
+pub(super) fn start(request: &Seen) -> usize {
     field(request, "range")
         .and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
         .unwrap_or(0)
 }
 
-fn part(whole: &[u8], from: usize, to: usize, fields: &str) -> Vec<u8> {
+pub(super) fn part(whole: &[u8], from: usize, to: usize, fields: &str) -> Vec<u8> {
     let size = whole.len();
     let length = size - from;
     let head = format!(

@@ -51,6 +51,10 @@ fn name(reference: &Reference) -> String {
 impl Client {
     /// Fetches the manifest or index that `reference` names; by its digest when it has one, which is then verified.
     pub fn get_manifest(&self, reference: &Reference) -> Result<Fetched, Error> {
+        self.through(reference, |from| self.manifest_at(from))
+    }
+
+    fn manifest_at(&self, reference: &Reference) -> Result<Fetched, Error> {
         let what = name(reference);
         self.persist(reference, &what, || {
             let url = self.url(reference, &format!("manifests/{}", reference.target()))?;
@@ -104,6 +108,19 @@ impl Client {
 
     /// Asks whether the manifest is there, and which it is, without fetching it. Registries do not count HEADs as pulls.
     pub fn head_manifest(&self, reference: &Reference) -> Result<Option<Head>, Error> {
+        let found = self.through(reference, |from| {
+            self.head_at(from)?.ok_or_else(|| Error::NotFound {
+                what: name(from),
+                host: from.registry().to_owned(),
+            })
+        });
+        match found {
+            Err(Error::NotFound { .. }) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn head_at(&self, reference: &Reference) -> Result<Option<Head>, Error> {
         let what = name(reference);
         self.persist(reference, &what, || {
             let url = self.url(reference, &format!("manifests/{}", reference.target()))?;

@@ -51,6 +51,15 @@ impl Client {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
+        self.through(reference, |from| self.referrers_at(from, subject, artifact_type))
+    }
+
+    fn referrers_at(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, Error> {
         let mut found = match self.referrers_api(reference, subject, artifact_type)? {
             Some(found) => found,
             None => match self.fallback(reference, subject)? {

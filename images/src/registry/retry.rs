@@ -27,10 +27,12 @@ const WHOLE_TRIES: u32 = 5;
 const MAX_STARTS: u32 = 4;
 /// First wait after a cut that brought nothing; a cut after new bytes is not waited for at all.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// Waits stay at this through a short outage, so that its end is noticed within a second.
+/// Waits stay at this through a short outage, so that its end is noticed soon: trying where there is no link costs nothing.
+const SHORT_WAIT: Duration = Duration::from_millis(500);
+/// The first wait of a long outage, and the longest after a registry's own fault.
 const OUTAGE_WAIT: Duration = Duration::from_secs(1);
 /// Tries after which an outage is a long one and waits grow on.
-const SHORT_OUTAGE_TRIES: u32 = 30;
+const SHORT_OUTAGE_TRIES: u32 = 60;
 /// The longest wait that is our own idea: a board on LTE wakes its radio for each try.
 const LONG_WAIT: Duration = Duration::from_secs(15);
 /// A longer `Retry-After` is not waited for: the caller is told instead.
@@ -164,7 +166,7 @@ impl Retry {
     fn outage_wait(&self) -> Duration {
         let tries = self.fruitless.saturating_sub(1);
         if tries < SHORT_OUTAGE_TRIES {
-            return OUTAGE_WAIT.min(FIRST_WAIT * 2u32.saturating_pow(tries.min(8)));
+            return SHORT_WAIT.min(FIRST_WAIT * 2u32.saturating_pow(tries.min(8)));
         }
         LONG_WAIT.min(OUTAGE_WAIT * 2u32.saturating_pow((tries - SHORT_OUTAGE_TRIES).min(8)))
     }
@@ -255,12 +257,12 @@ mod tests {
         assert_eq!(end, Some(Next::GiveUp));
         let total: Duration = waits.iter().sum();
         assert!(total > PATIENCE - LONG_WAIT * 2 && total <= PATIENCE, "{total:?}");
-        // An outage's end is noticed within a second for the first half minute.
+        // An outage's end is noticed within half a second for the first half minute.
         assert!(
             waits
                 .iter()
                 .take(SHORT_OUTAGE_TRIES as usize)
-                .all(|w| *w <= OUTAGE_WAIT)
+                .all(|w| *w <= SHORT_WAIT)
         );
         assert!(waits.iter().all(|w| *w <= LONG_WAIT));
     }

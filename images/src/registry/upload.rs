@@ -86,7 +86,7 @@ impl Client {
         // The farthest of this upload, and of all.
         let (mut reached, mut farthest) = (0, 0);
         loop {
-            self.check_cancelled()?;
+            self.check_allowed()?;
             let begun = Instant::now();
             let state = upload.take();
             let resumed = state.as_ref().map(|u| Upload {

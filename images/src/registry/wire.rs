@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ureq::Error;
@@ -16,15 +16,43 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, NextTimeout, TcpConnector, Transport,
 };
+use ureq::{Proxy, ProxyProtocol};
+
+use super::limits::Pace;
 
 /// Bytes that crossed the link, both ways, since the client was made.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     down: AtomicU64,
     up: AtomicU64,
+    /// What keeps each direction at its rate.
+    pace: Option<(Pace, Pace)>,
 }
 
 impl Meter {
+    /// One that keeps both directions at `rate`.
+    pub(crate) fn paced(rate: Option<u64>, cancel: Option<Arc<AtomicBool>>) -> Meter {
+        let pace = rate.map(|_| (Pace::new(rate, cancel.clone()), Pace::new(rate, cancel)));
+        Meter {
+            pace,
+            ..Meter::default()
+        }
+    }
+
+    fn received(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some((down, _)) = &self.pace {
+            down.moved(bytes);
+        }
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some((_, up)) = &self.pace {
+            up.moved(bytes);
+        }
+    }
+
     /// Bytes received.
     pub(crate) fn down(&self) -> u64 {
         self.down.load(Ordering::Relaxed)
@@ -33,6 +61,46 @@ impl Meter {
     /// Bytes sent.
     pub(crate) fn up(&self) -> u64 {
         self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// The proxy that the environment names for TLS or for plain HTTP: `https_proxy`, `http_proxy`, else `all_proxy`, in small letters
+/// or in capitals, less the hosts of `no_proxy`. One that cannot be read is none, and is told to the log.
+pub(crate) fn proxy(secure: bool, env: impl Fn(&str) -> Option<String>) -> Option<Proxy> {
+    let set = |name: &str| {
+        let found = env(name).or_else(|| env(&name.to_ascii_uppercase()));
+        found
+            .map(|value| value.trim().to_owned())
+            .filter(|value| !value.is_empty())
+    };
+    let name = if secure { "https_proxy" } else { "http_proxy" };
+    let address = set(name).or_else(|| set("all_proxy"))?;
+    let read = || {
+        let proxy = Proxy::new(&address)?;
+        if !matches!(proxy.protocol(), ProxyProtocol::Http) {
+            return Err(Error::InvalidProxyUrl);
+        }
+        let mut builder = Proxy::builder(proxy.protocol())
+            .host(proxy.host())
+            .port(proxy.port());
+        if let Some(user) = proxy.username() {
+            builder = builder.username(user);
+        }
+        if let Some(password) = proxy.password() {
+            builder = builder.password(password);
+        }
+        for host in set("no_proxy").iter().flat_map(|hosts| hosts.split(',')) {
+            builder = builder.no_proxy(host.trim());
+        }
+        builder.build()
+    };
+    match read() {
+        Ok(proxy) => Some(proxy),
+        // Not the address itself: it may carry a password.
+        Err(error) => {
+            tracing::warn!(variable = name, %error, "the proxy cannot be used: expected http://HOST:PORT");
+            None
+        }
     }
 }
 
@@ -111,21 +179,25 @@ impl<T: Transport> Transport for Counted<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if let (true, Some((_, up))) = (self.live, &self.meter.pace) {
+            up.wait();
+        }
         self.inner.transmit_output(amount, timeout)?;
         if self.live {
-            self.meter.up.fetch_add(amount as u64, Ordering::Relaxed);
+            self.meter.sent(amount);
         }
         Ok(())
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        if let (true, Some((down, _))) = (self.live, &self.meter.pace) {
+            down.wait();
+        }
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
         let after = self.inner.buffers().input().len();
         if self.live {
-            self.meter
-                .down
-                .fetch_add(after.saturating_sub(before) as u64, Ordering::Relaxed);
+            self.meter.received(after.saturating_sub(before));
         }
         result
     }
@@ -208,6 +280,55 @@ impl Resolver for RememberingResolver {
                 kept.iter().for_each(|address| addrs.push(*address));
                 Ok(addrs)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_by_scheme_and_by_host() {
+        let env = |pairs: &'static [(&str, &str)]| {
+            move |name: &str| {
+                pairs
+                    .iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, v)| (*v).to_owned())
+            }
+        };
+        let both = [
+            ("https_proxy", "http://u:p@tls.example:3128"),
+            ("HTTP_PROXY", "plain.example:8080"),
+            ("no_proxy", "lan.example, .corp.example"),
+        ];
+        let both: &'static [(&str, &str)] = Box::leak(Box::new(both));
+        let secure = proxy(true, env(both)).unwrap();
+        assert_eq!(
+            (secure.host(), secure.port(), secure.username()),
+            ("tls.example", 3128, Some("u"))
+        );
+        let plain = proxy(false, env(both)).unwrap();
+        assert_eq!(
+            (plain.host(), plain.port(), plain.username()),
+            ("plain.example", 8080, None)
+        );
+        for (uri, past) in [
+            ("http://lan.example/", true),
+            ("http://a.corp.example/", true),
+            ("http://other.example/", false),
+        ] {
+            assert_eq!(plain.is_no_proxy(&uri.parse().unwrap()), past, "{uri}");
+        }
+        assert!(proxy(true, env(&[("http_proxy", "x:1")])).is_none());
+        assert_eq!(proxy(true, env(&[("ALL_PROXY", "x:1")])).unwrap().port(), 1);
+        for wrong in ["", "socks5://x:1", "http://"] {
+            let wrong: &'static str = wrong;
+            assert!(
+                proxy(true, |name| (name == "https_proxy").then(|| wrong.to_owned())).is_none(),
+                "{wrong}"
+            );
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::sync::{Mutex, PoisonError};
 
 use super::MAX_BLOB;
-use super::access::{Access, Verdict};
+use super::access::{Access, LIFETIME_S, Right, Verdict, challenge};
 use super::http::{Answer, Body, Head};
 use super::referrers::{self, Referrers};
 use super::route::{self, HOME, NoRoute, Route, Target};
@@ -22,16 +22,27 @@ const CHUNK: usize = 64 * 1024;
 
 /// The store as a registry.
 pub(super) struct Api {
-    store: Store,
+    pub(super) store: Store,
     access: Access,
     uploads: Uploads,
     referrers: Referrers,
-    /// Held while a tag is looked at and changed.
-    tags: Mutex<()>,
+    /// Held while a tag is looked at and changed, and while what an image needs is looked for or removed.
+    pub(super) tags: Mutex<()>,
+}
+
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Over TCP.
+    Plain,
+    /// Over TCP with TLS.
+    Secure,
+    /// Over the Unix socket.
+    Local,
 }
 
 /// A failure that the distribution specification has a code for.
-fn error(status: u16, code: &str, message: impl ToString) -> Answer {
+pub(super) fn error(status: u16, code: &str, message: impl ToString) -> Answer {
     Answer::new(status).json(&serde_json::json!({"errors": [{"code": code, "message": message.to_string()}]}))
 }
 
@@ -45,23 +56,23 @@ fn store_error(e: &store::Error) -> Answer {
 }
 
 impl Api {
-    pub(super) fn new(store: Store, token: Option<String>) -> Result<Api, store::Error> {
+    pub(super) fn new(store: Store, access: Access) -> Result<Api, store::Error> {
         Ok(Api {
             uploads: Uploads::new(store.clone()),
             referrers: Referrers::open(&store)?,
             store,
-            access: Access::new(token),
+            access,
             tags: Mutex::default(),
         })
     }
 
-    /// Answers a request. `local` says that it came over the Unix socket.
-    pub(super) fn answer(&self, head: &Head, body: &mut Body<'_>, local: bool) -> Answer {
-        let answer = self.route(head, body, local).unwrap_or_else(|e| store_error(&e));
+    /// Answers a request.
+    pub(super) fn answer(&self, head: &Head, body: &mut Body<'_>, way: Way) -> Answer {
+        let answer = self.route(head, body, way).unwrap_or_else(|e| store_error(&e));
         answer.field("Docker-Distribution-Api-Version", "registry/2.0")
     }
 
-    fn route(&self, head: &Head, body: &mut Body<'_>, local: bool) -> Result<Answer, store::Error> {
+    fn route(&self, head: &Head, body: &mut Body<'_>, way: Way) -> Result<Answer, store::Error> {
         let route = match route::parse(&head.path) {
             Ok(route) => route,
             Err(NoRoute::Unknown) => {
@@ -73,31 +84,12 @@ impl Api {
             Err(NoRoute::Digest) => return Ok(error(400, "DIGEST_INVALID", "not a sha256 digest")),
             Err(NoRoute::Tag) => return Ok(error(400, "TAG_INVALID", "not a tag")),
         };
-        let reads = matches!(head.method.as_str(), "GET" | "HEAD");
-        // Where an upload stands is the uploader's business.
-        let writes = !reads || matches!(route, Route::Upload(..));
-        if writes {
-            match self.access.judge(local, head.field("authorization")) {
-                Verdict::Allowed => {}
-                Verdict::Unknown => {
-                    return Ok(self.challenge(error(
-                        401,
-                        "UNAUTHORIZED",
-                        "writing needs the registry's token",
-                    )));
-                }
-                Verdict::Closed => {
-                    let message =
-                        "writing is closed here: start the registry with a token, or use its Unix socket";
-                    return Ok(error(403, "DENIED", message));
-                }
-            }
+        if let Some(refusal) = self.refusal(head, &route, way) {
+            return Ok(refusal);
         }
         match (head.method.as_str(), route) {
-            // The challenge rides on a success: clients that look for one here learn how to log in for writing.
-            ("GET" | "HEAD", Route::Base) => {
-                Ok(self.challenge(Answer::new(200).json(&serde_json::json!({}))))
-            }
+            ("GET" | "HEAD", Route::Base) => Ok(Answer::new(200).json(&serde_json::json!({}))),
+            ("GET", Route::Token) => Ok(self.token(head)),
             ("GET" | "HEAD", Route::Catalog) => self.catalog(head),
             ("GET" | "HEAD", Route::Tags(name)) => self.tag_list(head, &name),
             ("GET" | "HEAD", Route::Manifest(name, target)) => self.manifest(head, &name, &target),
@@ -105,6 +97,8 @@ impl Api {
             ("GET" | "HEAD", Route::Referrers(_, subject)) => self.list_referrers(head, &subject),
             ("PUT", Route::Manifest(name, target)) => self.put_manifest(head, body, &name, &target),
             ("DELETE", Route::Manifest(name, Target::Tag(tag))) => self.remove_tag(&name, &tag),
+            ("DELETE", Route::Manifest(name, Target::Digest(digest))) => self.remove_manifest(&name, &digest),
+            ("DELETE", Route::Blob(_, digest)) => self.remove_blob(&digest),
             ("POST", Route::Uploads(name)) => self.begin(head, body, &name),
             ("GET" | "HEAD", Route::Upload(name, id)) => {
                 self.with_upload(&id, |session| Ok(status(204, &name, &session)))
@@ -121,22 +115,52 @@ impl Api {
                 }
                 Ok(Answer::new(204))
             }),
-            (_, route) => {
-                let message = match route {
-                    Route::Blob(..) | Route::Manifest(..) => {
-                        "deleting by digest is not supported: delete the tag"
-                    }
-                    _ => "not supported here",
-                };
-                Ok(error(405, "UNSUPPORTED", message))
+            _ => Ok(error(405, "UNSUPPORTED", "not supported here")),
+        }
+    }
+
+    /// What a request that may not go on is answered.
+    fn refusal(&self, head: &Head, route: &Route, way: Way) -> Option<Answer> {
+        let reads = matches!(head.method.as_str(), "GET" | "HEAD");
+        let authorization = head.field("authorization");
+        let local = way == Way::Local;
+        let verdict = match route {
+            Route::Token => Verdict::Allowed,
+            Route::Base => self.access.judge_base(local, authorization),
+            // Where an upload stands is the uploader's business.
+            Route::Upload(..) => self.access.judge(local, authorization, Right::Write),
+            _ if reads => self.access.judge(local, authorization, Right::Read),
+            _ => self.access.judge(local, authorization, Right::Write),
+        };
+        match verdict {
+            Verdict::Allowed => None,
+            Verdict::Unknown => {
+                let actions = if reads { "pull" } else { "pull,push" };
+                let scope = route
+                    .repository()
+                    .map(|name| format!("repository:{}:{actions}", name.repository()));
+                let value = challenge(way == Way::Secure, head.field("host"), scope.as_deref());
+                let message = "log in to the registry first";
+                Some(error(401, "UNAUTHORIZED", message).field("WWW-Authenticate", value))
+            }
+            Verdict::Closed => {
+                let message =
+                    "writing is closed here: start the registry with a token, or use its Unix socket";
+                Some(error(403, "DENIED", message))
             }
         }
     }
 
-    fn challenge(&self, answer: Answer) -> Answer {
-        match self.access.has_token() {
-            true => answer.field("WWW-Authenticate", "Basic realm=\"wherry\""),
-            false => answer,
+    /// The token service that challenges name.
+    fn token(&self, head: &Head) -> Answer {
+        match self.access.issue(head.field("authorization")) {
+            Some(token) => Answer::new(200)
+                .field("Cache-Control", "no-store")
+                .json(&serde_json::json!({
+                    "token": token, "access_token": token, "expires_in": LIFETIME_S,
+                })),
+            None => error(401, "UNAUTHORIZED", "the name or the password is wrong")
+                .field("WWW-Authenticate", challenge(false, None, None)),
         }
     }
 
@@ -242,7 +266,7 @@ impl Api {
     }
 
     /// A document's bytes; a blob too long to be one is none.
-    fn document_bytes(&self, digest: &Digest) -> Result<Option<Vec<u8>>, store::Error> {
+    pub(super) fn document_bytes(&self, digest: &Digest) -> Result<Option<Vec<u8>>, store::Error> {
         let Some(file) = self.store.blob(digest)? else {
             return Ok(None);
         };
@@ -338,6 +362,8 @@ impl Api {
             Document::Manifest(m) => (m.layers.iter().chain([&m.config]).collect(), m.subject.as_ref()),
             Document::Index(index) => (index.manifests.iter().collect(), index.subject.as_ref()),
         };
+        // Nothing of it may be deleted between being looked for and being named.
+        let _lock = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
         for part in needed {
             let here = self
                 .store
@@ -357,7 +383,6 @@ impl Api {
             let Ok(reference) = name.with_tag(tag) else {
                 return Ok(error(400, "TAG_INVALID", "not a tag"));
             };
-            let _lock = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
             let now = self.find(name, target)?.map(|(digest, _)| digest);
             let refused = match (head.field("if-match"), head.field("if-none-match")) {
                 (Some(etag), _) => !now.is_some_and(|now| names_etag(Some(etag), &now)),
@@ -383,18 +408,6 @@ impl Api {
             answer = answer.field("OCI-Subject", subject.digest);
         }
         Ok(answer)
-    }
-
-    fn remove_tag(&self, name: &Reference, tag: &str) -> Result<Answer, store::Error> {
-        let Ok(reference) = name.with_tag(tag) else {
-            return Ok(error(400, "TAG_INVALID", "not a tag"));
-        };
-        let _lock = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.store.remove_tag(&reference) {
-            Ok(()) => Ok(Answer::new(202)),
-            Err(store::Error::NoImage(_)) => Ok(error(404, "MANIFEST_UNKNOWN", "no such tag")),
-            Err(e) => Err(e),
-        }
     }
 
     fn begin(&self, head: &Head, body: &mut Body<'_>, name: &Reference) -> Result<Answer, store::Error> {
@@ -435,15 +448,8 @@ impl Api {
         name: &Reference,
         mut session: Session<'_>,
     ) -> Result<Answer, store::Error> {
-        if let Some(range) = head.field("content-range") {
-            let start = range
-                .trim_start_matches("bytes ")
-                .split('-')
-                .next()
-                .and_then(|n| n.trim().parse::<u64>().ok());
-            if start != Some(session.offset()) {
-                return Ok(status(416, name, &session));
-            }
+        if out_of_step(head, &session) {
+            return Ok(status(416, name, &session));
         }
         match receive(body, &mut session)? {
             Received::All => Ok(status(202, name, &session)),
@@ -466,6 +472,9 @@ impl Api {
         let Some(digest) = head.query("digest").and_then(|d| Digest::parse(&d).ok()) else {
             return Ok(error(400, "DIGEST_INVALID", "digest=sha256:... is missing"));
         };
+        if out_of_step(head, &session) {
+            return Ok(status(416, name, &session));
+        }
         match receive(body, &mut session)? {
             Received::All => {}
             Received::Cut => return Ok(error(400, "BLOB_UPLOAD_INVALID", "the blob ended early")),
@@ -498,6 +507,14 @@ enum Received {
     All,
     Cut,
     TooLong,
+}
+
+/// Whether a chunk says that it begins elsewhere than where the upload ends.
+fn out_of_step(head: &Head, session: &Session<'_>) -> bool {
+    head.field("content-range").is_some_and(|range| {
+        let first = range.trim_start_matches("bytes ").split('-').next();
+        first.and_then(|n| n.trim().parse::<u64>().ok()) != Some(session.offset())
+    })
 }
 
 fn too_long() -> Answer {

@@ -15,6 +15,8 @@ pub(super) enum Target {
 pub(super) enum Route {
     /// `/v2/`
     Base,
+    /// `/token`, which is not of the API: challenges lead to it.
+    Token,
     /// `/v2/_catalog`
     Catalog,
     /// `/v2/NAME/tags/list`
@@ -29,6 +31,21 @@ pub(super) enum Route {
     Upload(Reference, String),
     /// `/v2/NAME/referrers/DIGEST`
     Referrers(Reference, Digest),
+}
+
+impl Route {
+    /// The repository that it is about, if it is about one.
+    pub(super) fn repository(&self) -> Option<&Reference> {
+        match self {
+            Route::Base | Route::Token | Route::Catalog => None,
+            Route::Tags(name)
+            | Route::Manifest(name, _)
+            | Route::Blob(name, _)
+            | Route::Uploads(name)
+            | Route::Upload(name, _)
+            | Route::Referrers(name, _) => Some(name),
+        }
+    }
 }
 
 /// Why a path is none.
@@ -51,6 +68,7 @@ pub(super) const HOME: &str = "localhost";
 pub(super) fn parse(path: &str) -> Result<Route, NoRoute> {
     let rest = match path {
         "/v2" | "/v2/" => return Ok(Route::Base),
+        "/token" => return Ok(Route::Token),
         "/v2/_catalog" => return Ok(Route::Catalog),
         path => path.strip_prefix("/v2/").ok_or(NoRoute::Unknown)?,
     };
@@ -102,6 +120,7 @@ mod tests {
             ("/v2".to_owned(), Ok(Route::Base)),
             ("/v2/".to_owned(), Ok(Route::Base)),
             ("/v2/_catalog".to_owned(), Ok(Route::Catalog)),
+            ("/token".to_owned(), Ok(Route::Token)),
             ("/v2/a/b/tags/list".to_owned(), Ok(Route::Tags(name("a/b")))),
             (
                 "/v2/a/manifests/v1".to_owned(),

@@ -139,19 +139,54 @@ impl Served {
 #[test]
 fn reading_is_open_and_writing_is_not() {
     let served = serve(Some("letmein"));
-    let base = served.ask("GET", "/v2/", "", b"");
+    // Clients look here for how to log in, and go no further without.
+    let host = format!("Host: {}\r\n", served.address);
+    let realm = format!(
+        "bearer realm=\"http://{}/token\",service=\"wherry\"",
+        served.address
+    );
+    let base = served.ask("GET", "/v2/", &host, b"");
     assert_eq!(
         (base.status, base.field("www-authenticate")),
-        (200, "basic realm=\"wherry\"")
+        (401, realm.as_str())
     );
+    let token = |fields: &str| {
+        let said = served.ask(
+            "GET",
+            "/token?service=wherry&scope=repository:a:pull,push",
+            fields,
+            b"",
+        );
+        let json: serde_json::Value = serde_json::from_slice(&said.body).unwrap_or_default();
+        let token = json["token"]
+            .as_str()
+            .map(|t| format!("Authorization: Bearer {t}\r\n"));
+        (said.status, token.unwrap_or_default())
+    };
+    let (anonymous, mine) = (token(""), token("Authorization: Basic eDpsZXRtZWlu\r\n"));
+    assert_eq!((anonymous.0, mine.0), (200, 200));
+    assert_eq!(token("Authorization: Basic eDp3cm9uZw==\r\n").0, 401);
+    for (fields, base, write) in [
+        (&anonymous.1, 200, 401),
+        (&mine.1, 200, 202),
+        (&TOKEN.to_owned(), 200, 202),
+    ] {
+        assert_eq!(served.ask("GET", "/v2/", fields, b"").status, base);
+        assert_eq!(
+            served.ask("POST", "/v2/a/blobs/uploads/", fields, b"").status,
+            write
+        );
+    }
     for fields in [
         "",
         "Authorization: Bearer wrong\r\n",
         "Authorization: Basic OmxldG1laQ==\r\n",
     ] {
-        let said = served.ask("POST", "/v2/a/blobs/uploads/", fields, b"");
+        let said = served.ask("POST", "/v2/a/blobs/uploads/", &format!("{host}{fields}"), b"");
         assert_eq!((said.status, said.code().as_str()), (401, "UNAUTHORIZED"));
-        assert_eq!(said.field("www-authenticate"), "basic realm=\"wherry\"");
+        let wanted = format!("{realm},scope=\"repository:a:pull,push\"");
+        assert_eq!(said.field("www-authenticate"), wanted);
+        assert_eq!(served.ask("GET", "/v2/a/tags/list", fields, b"").status, 404);
     }
     assert_eq!(
         served
@@ -454,12 +489,6 @@ fn manifests_tags_and_lists() {
         served.ask("GET", "/v2/a/manifests/v2", "", b"").code(),
         "MANIFEST_UNKNOWN"
     );
-    assert_eq!(
-        served
-            .ask("DELETE", &format!("/v2/a/manifests/{digest}"), TOKEN, b"")
-            .code(),
-        "UNSUPPORTED"
-    );
     // It is an image of the store's, under the name that people give local images.
     let local = Reference::parse("localhost/a:v3").unwrap();
     assert_eq!(
@@ -583,5 +612,100 @@ fn connections_beyond_the_cap_are_told_to_come_back() {
     drop(held);
     while served.ask("GET", "/v2/", "", b"").status != 200 {
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_deleted_is_gone_and_what_is_needed_stays() {
+    let served = serve(Some("letmein"));
+    let (config, layer) = (b"{}", b"layer");
+    let blob = served.blob(layer);
+    served.blob(config);
+    let manifest = served.manifest(config, layer, serde_json::json!({}));
+    let digest = Digest::of(&manifest);
+    let (by_digest, by_tag) = (format!("/v2/a/manifests/{digest}"), "/v2/a/manifests/v1");
+    let of_blob = format!("/v2/a/blobs/{blob}");
+    let delete = |path: &str| {
+        let said = served.ask("DELETE", path, TOKEN, b"");
+        (said.status, said.code())
+    };
+    let is = |status: u16, code: &str| (status, code.to_owned());
+    for _ in 0..2 {
+        for tag in ["v1", "v2"] {
+            assert_eq!(served.put(tag, "", &manifest).status, 201);
+        }
+        assert_eq!(delete(&of_blob), is(405, "UNSUPPORTED"));
+        // An image that was pulled from elsewhere needs it as well.
+        let elsewhere = Reference::parse("reg.example/x:v1").unwrap();
+        let target = Descriptor::of(OCI_MANIFEST, &manifest);
+        served.store.set_tag(&elsewhere, &target).unwrap();
+        assert_eq!(delete(&by_digest), is(202, ""));
+        assert_eq!(delete(&by_digest), is(405, "UNSUPPORTED"));
+        assert_eq!(served.ask("GET", by_tag, "", b"").status, 404);
+        assert_eq!(delete(&of_blob), is(405, "UNSUPPORTED"));
+        served.store.remove_tag(&elsewhere).unwrap();
+        assert_eq!(delete(&by_digest), is(202, ""));
+        assert_eq!(delete(&by_digest), is(404, "MANIFEST_UNKNOWN"));
+        assert_eq!(delete(by_tag), is(404, "MANIFEST_UNKNOWN"));
+    }
+    assert_eq!(delete(&of_blob), is(202, ""));
+    assert_eq!(delete(&of_blob), is(404, "BLOB_UNKNOWN"));
+    assert_eq!(
+        delete(&format!("/v2/a/manifests/{blob}")),
+        is(404, "MANIFEST_UNKNOWN")
+    );
+    assert_eq!(served.ask("DELETE", &by_digest, "", b"").status, 401);
+}
+
+#[test]
+fn with_accounts_nothing_is_read_without_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("state")).unwrap();
+    let options = Options {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        token: None,
+        unix: Some(folder.path().join("serve.sock")),
+    };
+    let account = |name: &str, writes| super::Account {
+        name: name.to_owned(),
+        secret: "secret".to_owned(),
+        writes,
+    };
+    let guard = super::Guard {
+        accounts: vec![account("board", false), account("maker", true)],
+        tls: None,
+    };
+    let server = Server::guarded(options, guard, store.clone()).unwrap();
+    let served = Served {
+        address: server.addr().unwrap(),
+        unix: folder.path().join("serve.sock"),
+        stopper: server.stopper(),
+        store,
+        _folder: folder,
+    };
+    std::thread::spawn(move || server.run().unwrap());
+    // board:secret, maker:secret, maker:wrong
+    let board = "Authorization: Basic Ym9hcmQ6c2VjcmV0\r\n";
+    let maker = "Authorization: Basic bWFrZXI6c2VjcmV0\r\n";
+    let wrong = "Authorization: Basic bWFrZXI6d3Jvbmc=\r\n";
+    for (fields, base, read, write) in [
+        ("", 401, 401, 401),
+        (wrong, 401, 401, 401),
+        (board, 200, 404, 401),
+        (maker, 200, 404, 202),
+    ] {
+        assert_eq!(served.ask("GET", "/v2/", fields, b"").status, base, "{fields}");
+        assert_eq!(
+            served.ask("GET", "/v2/a/tags/list", fields, b"").status,
+            read,
+            "{fields}"
+        );
+        assert_eq!(
+            served.ask("POST", "/v2/a/blobs/uploads/", fields, b"").status,
+            write,
+            "{fields}"
+        );
+        let issued = served.ask("GET", "/token", fields, b"").status;
+        assert_eq!(issued, if base == 200 { 200 } else { 401 }, "{fields}");
     }
 }

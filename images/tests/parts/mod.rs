@@ -133,6 +133,15 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn cutting(upstream: SocketAddr, cut_down: Option<u64>, cut_up: Option<u64>) -> Link {
+        Link::bad(upstream, cut_down, cut_up, u64::MAX)
+    }
+
+    /// One that turns a bit of the nth byte downstream.
+    pub(crate) fn flipping(upstream: SocketAddr, nth: u64) -> Link {
+        Link::bad(upstream, None, None, nth)
+    }
+
+    fn bad(upstream: SocketAddr, cut_down: Option<u64>, cut_up: Option<u64>, flip: u64) -> Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let down = Arc::new(AtomicU64::new(0));
@@ -155,7 +164,7 @@ impl Link {
                     (client, server, cut_up, None),
                 ];
                 for (from, to, cut, counter) in pairs {
-                    std::thread::spawn(move || relay(from, to, cut, counter));
+                    std::thread::spawn(move || relay(from, to, cut, counter, flip));
                 }
             }
         });
@@ -167,7 +176,13 @@ impl Link {
     }
 }
 
-fn relay(mut from: TcpStream, mut to: TcpStream, cut: Option<u64>, counter: Option<Arc<AtomicU64>>) {
+fn relay(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    cut: Option<u64>,
+    counter: Option<Arc<AtomicU64>>,
+    flip: u64,
+) {
     let mut left = cut.unwrap_or(u64::MAX);
     let mut buffer = [0; 16384];
     while left > 0 {
@@ -175,6 +190,12 @@ fn relay(mut from: TcpStream, mut to: TcpStream, cut: Option<u64>, counter: Opti
         let Ok(got @ 1..) = from.read(&mut buffer[..most]) else {
             break;
         };
+        if let Some(counter) = &counter {
+            let place = flip.checked_sub(counter.load(Ordering::Relaxed));
+            if let Some(byte) = place.and_then(|at| buffer[..got].get_mut(usize::try_from(at).ok()?)) {
+                *byte ^= 1;
+            }
+        }
         if to.write_all(&buffer[..got]).is_err() {
             break;
         }
@@ -229,9 +250,7 @@ impl Sample {
         for files in layers {
             let tar = tar(files);
             diff_ids.push(DiffId::of(&tar).to_string());
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            gzip.write_all(&tar).unwrap();
-            let (digest, size) = sample.blob(&gzip.finish().unwrap());
+            let (digest, size) = sample.blob(&gzip(&tar));
             sample.blobs.push(digest);
             descriptors.push(serde_json::json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size,
@@ -281,8 +300,15 @@ impl Sample {
     }
 }
 
+/// As gzip writes it.
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
 /// An ustar archive of regular files.
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, bytes) in files {
         let mut header = [0u8; 512];

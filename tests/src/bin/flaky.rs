@@ -8,9 +8,9 @@ use wherry_tests::flaky::{CutMode, Options, Proxy};
 
 const USAGE: &str = "usage: flaky --upstream ADDRESS [--listen ADDRESS] [--seed N] [--cut BYTES[:MAX]]
        [--cut-mode rst|fin|stall] [--cut-first N] [--stall SECONDS] [--latency-ms N] [--rate BYTES]
-       [--outage PERIOD:DOWN]
+       [--outage PERIOD:DOWN] [--flip BYTE]
 A transparent TCP relay with faults. BYTES take k and m; --rate is downstream, in a second, over all connections;
---outage takes the link down for the last DOWN seconds of every PERIOD.
+--outage takes the link down for the last DOWN seconds of every PERIOD; --flip turns one bit of that downstream byte, once.
 On standard input: up, down (the link), stats, reset (the counters); the end of it ends the proxy.";
 
 fn main() -> ExitCode {
@@ -78,6 +78,7 @@ fn options() -> Result<Options, String> {
                 let (period, down) = value.split_once(':').ok_or(USAGE)?;
                 options.outage = Some((seconds(period)?, seconds(down)?));
             }
+            "--flip" => options.flip = Some(size(&value)?),
             _ => return Err(USAGE.to_owned()),
         }
     }

@@ -7,6 +7,9 @@
     reason = "a test program"
 )]
 
+mod kinds;
+mod links;
+#[path = "../parts/mod.rs"]
 mod parts;
 
 use std::process::ExitCode;
@@ -41,6 +44,34 @@ const TESTS: &[(&str, fn())] = &[
     (
         "tls_registries_are_verified_or_called_insecure",
         tls_registries_are_verified_or_called_insecure,
+    ),
+    (
+        "a_registry_that_asks_for_a_certificate_is_shown_that_of_its_folder",
+        links::a_registry_that_asks_for_a_certificate_is_shown_that_of_its_folder,
+    ),
+    (
+        "our_server_speaks_tls_and_bounds_a_handshake",
+        links::our_server_speaks_tls_and_bounds_a_handshake,
+    ),
+    (
+        "a_wrong_byte_on_the_way_costs_its_chunk",
+        links::a_wrong_byte_on_the_way_costs_its_chunk,
+    ),
+    (
+        "a_plan_says_what_the_pull_then_takes",
+        links::a_plan_says_what_the_pull_then_takes,
+    ),
+    (
+        "layers_of_every_compression_are_pulled_and_pushed_as_they_are",
+        kinds::layers_of_every_compression_are_pulled_and_pushed_as_they_are,
+    ),
+    (
+        "foreign_and_unknown_layers_are_refused_before_any_is_fetched",
+        kinds::foreign_and_unknown_layers_are_refused_before_any_is_fetched,
+    ),
+    (
+        "the_platform_that_is_asked_for_is_chosen_by_variant",
+        kinds::the_platform_that_is_asked_for_is_chosen_by_variant,
     ),
     (
         "what_skopeo_pushed_to_docker_registry_is_pulled_byte_identical",
