@@ -262,6 +262,7 @@ impl Store {
         self.put_document(&bytes)?;
         let image = self.image(&descriptor.digest)?;
         platform.admit(&image.config, &Platform::host())?;
+        self.check_room(&image, keep_blobs)?;
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids) {
             if keep_blobs {
                 self.put_blob(&layer.digest, layer.size, &mut layout.blob(&layer.digest)?)?;

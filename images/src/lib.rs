@@ -18,6 +18,7 @@ pub mod serve;
 pub mod store;
 pub mod unpack;
 
+mod disk;
 mod sys;
 
 pub use digest::{DiffId, Digest, Hasher};

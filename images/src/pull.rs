@@ -246,6 +246,8 @@ pub fn pull(
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Pulled, Error> {
     let wire_before = client.wire().down;
+    // Nothing of it has a name before its end: a collection leaves alone what this pull relies on.
+    let store = &store.leased()?;
     let mut pull = Pull {
         store,
         client,
@@ -297,6 +299,7 @@ fn pull_layout(
     options: &PullOptions,
 ) -> Result<Pulled, Error> {
     let layout = Layout::open(folder)?;
+    let store = &store.leased()?;
     let present = store.layers()?;
     let image = store.import_layout(&layout, tag, &options.platform, Some(name), options.keep_blobs)?;
     let outcome = |(descriptor, diff_id): (&Descriptor, &DiffId)| {
@@ -425,6 +428,7 @@ impl Pull<'_> {
     fn layers(&mut self, image: &Image) -> Result<Vec<LayerOutcome>, Error> {
         let count = image.manifest.layers.len();
         self.full = self.full.saturating_add(image.manifest.layers_size());
+        self.store.check_room(image, self.options.keep_blobs)?;
         let (candidate, no_delta) = self.candidate(image)?;
         let mut outcomes = Vec::with_capacity(count);
         for (at, (descriptor, diff_id)) in image.manifest.layers.iter().zip(&image.diff_ids).enumerate() {

@@ -71,6 +71,8 @@ pub struct Limits {
     pub tar_bytes: u64,
     /// The most files, directories and links.
     pub entries: u64,
+    /// The most bytes of file contents that there is room for on the file system; more is as if it were full.
+    pub room: u64,
 }
 
 impl Limits {
@@ -91,6 +93,7 @@ impl Limits {
         Self {
             tar_bytes: bytes.saturating_mul(Self::RATIO).max(Self::SMALLEST),
             entries: Self::ENTRIES,
+            room: u64::MAX,
         }
     }
 }
@@ -229,7 +232,7 @@ pub fn unpack(
 
 fn unpack_tar(input: impl Read, limits: &Limits, work: BorrowedFd<'_>) -> Result<Summary, Error> {
     let mut source = decompress::Source::new(input, limits.tar_bytes);
-    let mut tree = tree::Tree::create(work, limits.entries)?;
+    let mut tree = tree::Tree::create(work, limits)?;
     let unpacked = write_entries(&mut source, &mut tree);
     let written = unpacked.and_then(|()| tree.finish()).map_err(|e| match e {
         Error::NoSpace(_) => Error::NoSpace(source.position()),

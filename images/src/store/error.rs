@@ -17,6 +17,28 @@ pub enum Error {
         /// To what.
         path: PathBuf,
     },
+    /// It would not fit beside what the board needs.
+    #[error(
+        "image {image}: {} needed and {} left: {} free, {} kept in reserve{}",
+        size(*.needed), size(*.room), size(*.free), size(*.reserve), quota_words(*.quota)
+    )]
+    Room {
+        /// The image.
+        image: Digest,
+        /// The bytes that its missing layers take at most at once.
+        needed: u64,
+        /// The bytes that may be written.
+        room: u64,
+        /// The bytes that the file system has free.
+        free: u64,
+        /// The bytes that stay free.
+        reserve: u64,
+        /// The store's own limit.
+        quota: Option<u64>,
+    },
+    /// What is in use could not be found out, or not which parts it has.
+    #[error("nothing was collected: {0}")]
+    InUse(String),
     /// The operating system refused.
     #[error("{action} {path}: {source}")]
     Io {
@@ -137,7 +159,7 @@ impl Error {
     /// What the failure means to whoever may try again.
     pub fn class(&self) -> Class {
         match self {
-            Self::NoSpace { .. } | Self::Io { .. } => Class::Transient,
+            Self::NoSpace { .. } | Self::Room { .. } | Self::Io { .. } => Class::Transient,
             Self::Digest { .. } | Self::Length { .. } | Self::DiffId { .. } | Self::Broken { .. } => {
                 Class::Corrupt
             }
@@ -148,7 +170,20 @@ impl Error {
             | Self::NoImage(_)
             | Self::Ambiguous { .. }
             | Self::NoBlob { .. }
+            | Self::InUse(_)
             | Self::Image { .. } => Class::Permanent,
         }
     }
+}
+
+/// A size as people read it.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        _ => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+    }
+}
+
+fn quota_words(quota: Option<u64>) -> String {
+    quota.map_or(String::new(), |quota| format!(", quota {}", size(quota)))
 }

@@ -1,5 +1,6 @@
 //! The store's promises, one process; several processes and kills are in `tests/store.rs` of this crate.
 
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -7,18 +8,18 @@ use crate::manifest::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use crate::unpack::{Encoding, Limits};
 use crate::{Class, Platform};
 
-struct Home {
-    dir: tempfile::TempDir,
-    store: Store,
+pub(super) struct Home {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) store: Store,
 }
 
-fn home() -> Home {
+pub(super) fn home() -> Home {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state")).unwrap();
     Home { dir, store }
 }
 
-fn all_files(dir: &Path) -> Vec<String> {
+pub(super) fn all_files(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(next) = todo.pop() {
@@ -43,7 +44,7 @@ fn tar(content: &str) -> Vec<u8> {
 }
 
 /// Puts an image of one layer into the store; the layer itself only when `unpack` says so.
-fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
+pub(super) fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
     let tar = tar(content);
     let diff_id = DiffId::of(&tar);
     let platform = Platform::host();
