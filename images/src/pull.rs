@@ -299,7 +299,6 @@ fn pull_layout(
     options: &PullOptions,
 ) -> Result<Pulled, Error> {
     let layout = Layout::open(folder)?;
-    let store = &store.leased()?;
     let present = store.layers()?;
     let image = store.import_layout(&layout, tag, &options.platform, Some(name), options.keep_blobs)?;
     let outcome = |(descriptor, diff_id): (&Descriptor, &DiffId)| {

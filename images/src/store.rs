@@ -281,4 +281,6 @@ pub(crate) fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Er
 }
 
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod tests;

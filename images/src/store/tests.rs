@@ -37,7 +37,7 @@ pub(super) fn all_files(dir: &Path) -> Vec<String> {
 }
 
 /// A tar with one file in it.
-fn tar(content: &str) -> Vec<u8> {
+pub(super) fn tar(content: &str) -> Vec<u8> {
     crate::unpack::tests::Tar::default()
         .file("f", content.as_bytes())
         .end()
