@@ -11,6 +11,9 @@ use crate::unpack::tests::Tar;
 use crate::unpack::{Encoding, Limits};
 use crate::{Platform, Reference};
 
+/// Each with other layers than the one before, the last with the same, and one without any.
+const VERSIONS: [&str; 4] = ["v1", "v2", "v3", "bare"];
+
 /// Images in a layout and in a store that has them whole.
 struct Fixture {
     dir: tempfile::TempDir,
@@ -21,6 +24,12 @@ struct Fixture {
 
 /// The layers of the images: a common one, and one that has of everything a bit.
 fn tars(version: &str) -> Vec<Vec<u8>> {
+    let version = match version {
+        "bare" => return Vec::new(),
+        // Another image of the same layers.
+        "v3" => "v2",
+        version => version,
+    };
     let common = Tar::default().dir("d", 0o755).file("d/common", b"common").end();
     let own = Tar::default()
         .dir("d", 0o700)
@@ -72,14 +81,14 @@ fn fixture() -> Fixture {
     let layout = dir.path().join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    let listed: Vec<String> = ["v1", "v2"].map(|v| write_image(&layout, v).0).to_vec();
+    let listed: Vec<String> = VERSIONS.map(|v| write_image(&layout, v).0).to_vec();
     let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, listed.join(","));
     fs::write(layout.join("index.json"), index).unwrap();
     let full = Store::open(&dir.path().join("full")).unwrap();
     let mut images = BTreeMap::new();
     let mut layers = BTreeMap::new();
     let opened = Layout::open(&layout).unwrap();
-    for version in ["v1", "v2"] {
+    for version in VERSIONS {
         let name: Reference = format!("localhost/app:{version}").parse().unwrap();
         let image = full
             .import_layout(&opened, Some(version), &Platform::host(), Some(&name), true)
@@ -266,6 +275,36 @@ fn a_pull_from_a_registry() {
             (name, &[None, fixture.digest("v2")]),
         ]);
         at_least(prove("a pull from a registry", &root, &pull, &promise), 500);
+    }
+}
+
+#[test]
+fn an_image_whose_layers_are_all_here() {
+    let fixture = fixture();
+    let app: Reference = "app".parse().unwrap();
+    for (first, then) in [("v2", "v3"), ("", "bare")] {
+        let root = fixture.dir.path().join(then);
+        let import = |root: &Path, version: &str| {
+            let store = Store::open(root).unwrap();
+            store
+                .import_layout(
+                    &fixture.layout(),
+                    Some(version),
+                    &Platform::host(),
+                    Some(&app),
+                    false,
+                )
+                .unwrap();
+        };
+        if first.is_empty() {
+            fs::create_dir(&root).unwrap();
+        } else {
+            import(&root, first);
+        }
+        let before = fixture.images.get(first).map(|image| image.digest);
+        let promise = fixture.promise(&[("app", &[before, fixture.digest(then)])]);
+        let what = format!("a pull of {then} after {first:?}");
+        at_least(prove(&what, &root, &|root| import(root, then), &promise), 50);
     }
 }
 
