@@ -24,6 +24,7 @@ mod lease;
 mod partial;
 mod room;
 mod tags;
+mod verify;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -39,6 +40,7 @@ pub use layers::{Input, LayerInfo};
 pub use partial::Partial;
 pub use room::Budget;
 pub use tags::{ImageRecord, Record};
+pub use verify::{Finding, Item, Verified};
 
 use crate::cage::Cage;
 use crate::digest::{DiffId, Digest};

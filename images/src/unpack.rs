@@ -21,8 +21,10 @@
 //! | `.wh.NAME` | `NAME` as a character device 0:0, which needs no privilege since Linux 5.8 | |
 //! | `.wh..wh..opq` | `user.overlay.opaque=y` on the directory | |
 
+mod check;
 mod decompress;
 mod metadata;
+mod recipe;
 mod tar;
 mod tree;
 
@@ -34,7 +36,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Class;
 use crate::digest::DiffId;
+use crate::disk;
 
+pub use check::Checked;
+pub(crate) use check::{check, regenerate};
 pub use metadata::{Note, parse_note};
 
 /// The directory inside the work directory that becomes the layer.
@@ -231,7 +236,10 @@ pub fn unpack(
 }
 
 fn unpack_tar(input: impl Read, limits: &Limits, work: BorrowedFd<'_>) -> Result<Summary, Error> {
-    let mut source = decompress::Source::new(input, limits.tar_bytes);
+    let failed = |e| Error::io("create", recipe::RECIPE.as_bytes(), e);
+    let recipe = disk::make_file_at(work, recipe::RECIPE.as_bytes()).map_err(|e| failed(e.into()))?;
+    let recipe = recipe::Writer::new(recipe.into()).map_err(failed)?;
+    let mut source = decompress::Source::new(input, limits.tar_bytes, Some(recipe));
     let mut tree = tree::Tree::create(work, limits)?;
     let unpacked = write_entries(&mut source, &mut tree);
     let written = unpacked.and_then(|()| tree.finish()).map_err(|e| match e {
@@ -239,7 +247,7 @@ fn unpack_tar(input: impl Read, limits: &Limits, work: BorrowedFd<'_>) -> Result
         e => e,
     })?;
     source.drain()?;
-    let (diff_id, tar_size) = source.finish();
+    let (diff_id, tar_size) = source.finish()?;
     Ok(Summary {
         diff_id,
         tar_size,

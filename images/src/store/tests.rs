@@ -65,7 +65,7 @@ pub(super) fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
     store.image(&digest).unwrap()
 }
 
-fn unpack_tar(store: &Store, mut tar: &[u8], diff_id: &DiffId) -> Result<LayerInfo, Error> {
+pub(super) fn unpack_tar(store: &Store, mut tar: &[u8], diff_id: &DiffId) -> Result<LayerInfo, Error> {
     let limits = Limits::for_blob(tar.len() as u64);
     store.unpack_layer(diff_id, Input::Stream(&mut tar), &Encoding::Layer, &limits)
 }

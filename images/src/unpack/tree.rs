@@ -27,13 +27,13 @@ const MAX_DEPTH: usize = 256;
 const CHUNK: u64 = 128 << 10;
 
 /// A name that hides the same name of the layers below.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// A name that hides everything that the layers below have in this directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of this form are AUFS's own bookkeeping.
-const AUFS: &[u8] = b".wh..wh.";
+pub(super) const AUFS: &[u8] = b".wh..wh.";
 /// How overlay with `userxattr` marks an opaque directory.
-const OPAQUE_XATTR: &str = "user.overlay.opaque";
+pub(super) const OPAQUE_XATTR: &str = "user.overlay.opaque";
 
 /// A directory on the way to the current one.
 struct Frame {
@@ -62,8 +62,8 @@ pub(super) struct Tree {
 /// The tree's own mode and the mode of directories that no entry describes.
 const PLAIN_DIR: u32 = 0o755;
 /// What its owner must always be able to do with a directory, and with a file.
-const DIR_FLOOR: u32 = 0o700;
-const FILE_FLOOR: u32 = 0o400;
+pub(super) const DIR_FLOOR: u32 = 0o700;
+pub(super) const FILE_FLOOR: u32 = 0o400;
 
 impl Tree {
     /// Begins a tree in the work directory.
@@ -124,7 +124,7 @@ impl Tree {
         match entry.kind {
             Kind::File => {
                 kept_mode |= FILE_FLOOR;
-                self.file(entry, name, kept_mode, data)?;
+                self.file(entry, name, &normal, kept_mode, data)?;
             }
             Kind::Symlink => self.symlink(entry, name)?,
             Kind::HardLink => return self.hard_link(entry, parents, name),
@@ -261,6 +261,7 @@ impl Tree {
         &mut self,
         entry: &Entry,
         name: &[u8],
+        normal: &[u8],
         mode: u32,
         data: &mut Archive<'_, impl Read>,
     ) -> Result<(), Error> {
@@ -270,7 +271,7 @@ impl Tree {
         for (offset, len) in &entry.segments {
             let mut done = 0;
             while done < *len {
-                let n = data.data((*len - done).min(CHUNK), |bytes| {
+                let n = data.data((*len - done).min(CHUNK), (normal, *offset + done), |bytes| {
                     disk::write_at(&file, bytes, *offset + done).map_err(failed)
                 })?;
                 done += n;
@@ -435,7 +436,7 @@ impl Frame {
 }
 
 /// The components of a name, or why it is not one that can be beneath the tree.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
+pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let refused = |reason: &str| Err(Error::entry(path, reason));
     if path.is_empty() {
         return refused("it has no name");
@@ -464,12 +465,12 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     Ok(names)
 }
 
-fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }
 
-fn is_whiteout(stat: &Stat) -> bool {
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
