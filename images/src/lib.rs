@@ -4,6 +4,7 @@
 //! registry, a layout, a delta) are hostile until a digest has proved them, and a tar is only ever unpacked inside the
 //! [`cage`]. What is durable, and in which form, is written down in `STORE.md` beside this crate.
 
+pub mod archive;
 pub mod cage;
 pub mod delta;
 pub mod digest;

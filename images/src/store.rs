@@ -21,6 +21,7 @@ mod error;
 mod format;
 mod layers;
 mod lease;
+mod loading;
 mod partial;
 mod room;
 mod tags;
@@ -37,6 +38,7 @@ pub use collect::{Collected, InUse, Scope};
 pub use error::Error;
 pub use format::FORMAT;
 pub use layers::{Input, LayerInfo};
+pub(crate) use loading::Loading;
 pub use partial::Partial;
 pub use room::Budget;
 pub use tags::{ImageRecord, Record};
@@ -285,4 +287,4 @@ pub(crate) fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Er
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -47,6 +47,9 @@ pub const TREE: &str = "tree";
 /// The file beside it with what the tree cannot have.
 pub const METADATA: &str = "metadata";
 
+/// The file beside it from which, with the tree, the tar can be made again.
+pub const RECIPE: &str = "recipe";
+
 /// How a layer's bytes are to be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encoding {
@@ -236,8 +239,8 @@ pub fn unpack(
 }
 
 fn unpack_tar(input: impl Read, limits: &Limits, work: BorrowedFd<'_>) -> Result<Summary, Error> {
-    let failed = |e| Error::io("create", recipe::RECIPE.as_bytes(), e);
-    let recipe = disk::make_file_at(work, recipe::RECIPE.as_bytes()).map_err(|e| failed(e.into()))?;
+    let failed = |e| Error::io("create", RECIPE.as_bytes(), e);
+    let recipe = disk::make_file_at(work, RECIPE.as_bytes()).map_err(|e| failed(e.into()))?;
     let recipe = recipe::Writer::new(recipe.into()).map_err(failed)?;
     let mut source = decompress::Source::new(input, limits.tar_bytes, Some(recipe));
     let mut tree = tree::Tree::create(work, limits)?;

@@ -137,6 +137,9 @@ pub enum Error {
         /// Why not.
         source: crate::cage::Error,
     },
+    /// An archive of images that could not be unpacked.
+    #[error("the archive: {0}")]
+    Archive(crate::cage::Error),
     /// A file of the store's own is not what the store wrote.
     #[error("{path}: {reason}")]
     Broken {
@@ -164,7 +167,7 @@ impl Error {
                 Class::Corrupt
             }
             Self::Document(source) => source.class(),
-            Self::Layer { source, .. } => source.class(),
+            Self::Layer { source, .. } | Self::Archive(source) => source.class(),
             Self::Newer { .. }
             | Self::NotState { .. }
             | Self::NoImage(_)

@@ -19,7 +19,7 @@ use super::durable::{self, Lock, Want};
 use super::{Error, Store, to_json};
 use crate::digest::DiffId;
 use crate::disk;
-use crate::unpack::{Encoding, Limits, Summary, TREE};
+use crate::unpack::{Encoding, Limits, RECIPE, Summary, TREE};
 
 pub use crate::cage::Input;
 
@@ -28,7 +28,7 @@ const LAYER_FILE: &str = "layer.json";
 /// It is a few numbers.
 const MAX_LAYER_FILE: u64 = 64 << 10;
 /// What a directory is called while it is not yet a layer.
-const WORK_PREFIX: &str = ".work-";
+pub(super) const WORK_PREFIX: &str = ".work-";
 /// What it is called when it is a layer no more.
 const GONE_PREFIX: &str = ".gone-";
 
@@ -71,6 +71,11 @@ impl Store {
     pub fn has_layer(&self, diff_id: &DiffId) -> bool {
         // What cannot be leased may be gone before it is used.
         self.hold_layer(diff_id).is_ok() && self.layers_dir().join(diff_id.hex()).is_dir()
+    }
+
+    /// Whether a layer's tar can be made again.
+    pub fn has_recipe(&self, diff_id: &DiffId) -> bool {
+        self.has_layer(diff_id) && self.layers_dir().join(diff_id.hex()).join(RECIPE).is_file()
     }
 
     /// What is known about a layer.
@@ -237,7 +242,7 @@ fn open_dir(path: &Path) -> io::Result<File> {
 }
 
 /// An empty work directory, locked.
-fn begin(work: &Path) -> Result<Lock, Error> {
+pub(super) fn begin(work: &Path) -> Result<Lock, Error> {
     let make_and_open = |path: &Path| match disk::make_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
         _ => open_dir(path),

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::decompress::Source;
 use super::metadata::Note;
-use super::recipe::{RECIPE, Reader};
+use super::recipe::Reader;
 use super::tar::{Archive, Entry, Kind};
 use super::tree::{self, components, is_whiteout, open_dir};
-use super::{Error, METADATA, TREE};
+use super::{Error, METADATA, RECIPE, TREE};
 use crate::digest::{DiffId, Hasher};
 
 /// At most so many faults are told; one is enough to know.

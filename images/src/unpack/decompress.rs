@@ -165,7 +165,7 @@ impl<R: Read> Source<R> {
                 Some((path, offset)) => recipe.copy(path, offset, n as u64),
                 None => recipe.bytes(bytes),
             };
-            noted.map_err(|e| Error::io("write", recipe::RECIPE.as_bytes(), e))?;
+            noted.map_err(|e| Error::io("write", super::RECIPE.as_bytes(), e))?;
         }
         let taken = take(bytes);
         self.input.consume(n);
@@ -199,7 +199,7 @@ impl<R: Read> Source<R> {
     pub(super) fn finish(self) -> Result<(DiffId, u64), Error> {
         if let Some(recipe) = self.recipe {
             let ended = recipe.finish();
-            ended.map_err(|e| Error::io("write", recipe::RECIPE.as_bytes(), e))?;
+            ended.map_err(|e| Error::io("write", super::RECIPE.as_bytes(), e))?;
         }
         Ok((self.hasher.diff_id(), self.position))
     }

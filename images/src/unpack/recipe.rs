@@ -20,8 +20,6 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::disk::Output;
 
-/// The file beside the tree.
-pub(super) const RECIPE: &str = "recipe";
 /// What every recipe begins with.
 const MAGIC: &[u8] = b"wherry-recipe 1\n";
 const END: u8 = 0;

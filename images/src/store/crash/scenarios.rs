@@ -279,6 +279,26 @@ fn a_pull_from_a_registry() {
 }
 
 #[test]
+fn a_load() {
+    let fixture = fixture();
+    let root = fixture.with_first("state");
+    let app: Reference = "app".parse().unwrap();
+    let mut archive = Vec::new();
+    let images = [(fixture.images["v2"].clone(), vec![app])];
+    crate::archive::save(&fixture.full, &images, &mut archive).unwrap();
+    let options = crate::archive::LoadOptions {
+        platform: Platform::host(),
+        keep_blobs: false,
+    };
+    let load = |root: &Path| {
+        let store = Store::open(root).unwrap();
+        crate::archive::load(&store, &mut &archive[..], &options).unwrap();
+    };
+    let promise = fixture.promise(&[("app", &[fixture.digest("v1"), fixture.digest("v2")])]);
+    at_least(prove("a load", &root, &load, &promise), 500);
+}
+
+#[test]
 fn an_image_whose_layers_are_all_here() {
     let fixture = fixture();
     let app: Reference = "app".parse().unwrap();
