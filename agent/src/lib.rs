@@ -9,6 +9,7 @@ pub mod cli;
 pub mod container;
 pub mod daemon;
 pub mod source;
+pub mod template;
 pub mod upstream;
 
 mod causes;
