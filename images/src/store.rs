@@ -25,6 +25,7 @@ mod loading;
 mod partial;
 mod room;
 mod tags;
+mod usage;
 mod verify;
 
 use std::fs::File;
@@ -42,6 +43,7 @@ pub(crate) use loading::Loading;
 pub use partial::Partial;
 pub use room::Budget;
 pub use tags::{ImageRecord, Record};
+pub use usage::{ImageUse, Usage};
 pub use verify::{Finding, Item, Verified};
 
 use crate::cage::Cage;

@@ -132,7 +132,7 @@ pub(super) fn fetch(
 }
 
 /// `linux/arm64` and the like.
-fn platform(text: &str) -> Result<Platform, Failure> {
+pub(super) fn platform(text: &str) -> Result<Platform, Failure> {
     let mut parts = text.split('/');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(os), Some(architecture), variant, None) if !os.is_empty() && !architecture.is_empty() => {

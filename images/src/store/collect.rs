@@ -206,6 +206,20 @@ impl Store {
         Ok(kept)
     }
 
+    /// The images that no name leads to, as far as they are whole documents. What they take goes with a collection.
+    pub fn dangling(&self) -> Result<Vec<Image>, Error> {
+        let mut named = Marks::default();
+        let targets = self.tags()?.into_iter().map(|record| record.target.digest);
+        self.mark(targets.collect(), &mut named)?;
+        let documents = self.documents()?.into_iter();
+        let unnamed = documents.filter(|(digest, document)| {
+            matches!(document, Document::Manifest(m) if m.is_image()) && !named.held.blobs.contains(digest)
+        });
+        Ok(unnamed
+            .filter_map(|(digest, _)| self.image(&digest).ok())
+            .collect())
+    }
+
     /// Every manifest and index that is here.
     fn documents(&self) -> Result<Vec<(Digest, Document)>, Error> {
         let mut found = Vec::new();
