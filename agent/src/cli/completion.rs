@@ -382,7 +382,7 @@ mod tests {
     fn bash_completes() {
         let top = Wherry::get_args_info();
         for (line, want) in [
-            ("wherry im", "image images"),
+            ("wherry im", "images image"),
             ("wherry image p", "prune"),
             ("wherry --root /x system d", "df"),
             ("wherry rmi --f", "--force"),

@@ -59,7 +59,12 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     let mut all = Vec::new();
     let mut failed = None;
     for name in std::iter::once(&args.first).chain(&args.more) {
-        match find(name, known.as_ref(), images.then_some(&store)) {
+        match find(
+            name,
+            known.as_ref(),
+            images.then_some(&store),
+            args.kind.is_none(),
+        ) {
             Ok(found) => all.push(found),
             Err(failure) => {
                 // As docker does it, what was found is printed all the same.
@@ -81,7 +86,12 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
     failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-fn find(name: &str, containers: Option<&Containers>, store: Option<&Store>) -> Result<Value, Failure> {
+fn find(
+    name: &str,
+    containers: Option<&Containers>,
+    store: Option<&Store>,
+    both: bool,
+) -> Result<Value, Failure> {
     if let Some(containers) = containers {
         match containers.find(name) {
             Ok(container) => {
@@ -102,7 +112,7 @@ fn find(name: &str, containers: Option<&Containers>, store: Option<&Store>) -> R
     };
     match store.resolve(name) {
         Ok(image) => of_image(store, &image),
-        Err(StoreError::NoImage(_)) if containers.is_some() => Err(Failure::new(format!(
+        Err(StoreError::NoImage(_)) if both => Err(Failure::new(format!(
             "no such container or image: {name}; see wherry ps -a and wherry images"
         ))),
         Err(error) => Err(error.into()),
