@@ -12,6 +12,7 @@ pub mod source;
 pub mod template;
 pub mod upstream;
 
+mod budget;
 mod causes;
 mod delegation;
 mod sys;

@@ -327,6 +327,41 @@ fn saves_and_loads() {
     );
 }
 
+#[test]
+fn what_does_not_fit_is_refused_with_the_numbers() {
+    let board = Board::new();
+    let app = board.dir.path().join("app");
+    fs::create_dir(&app).unwrap();
+    let made = layout(&app);
+    let source = format!("oci:{}:v1", app.display());
+    for (name, value, part) in [
+        ("WHERRY_RESERVE", "9999T", "kept in reserve"),
+        ("WHERRY_QUOTA", "300", "quota 300 bytes"),
+    ] {
+        let output = board
+            .command(&["pull", &source])
+            .env(name, value)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains(&format!("image {}", made[0].0)) && said.contains("needed"),
+            "{said}"
+        );
+        assert!(
+            said.contains(part) && said.contains("wherry image prune"),
+            "{said}"
+        );
+        assert_eq!(fs::read_dir(board.root().join("layers")).unwrap().count(), 0);
+    }
+    board.must(&["pull", &source]);
+    assert_eq!(
+        board.must(&["image", "prune", "-f"]).lines().last(),
+        Some("Total reclaimed space: 0B")
+    );
+}
+
 struct Killed(Child);
 
 impl Drop for Killed {

@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
         filter.admits(image) && image.reference.as_ref().is_none_or(|name| filter.names(name))
     };
     let scope = match all {
-        true => Scope::Unused(&admits),
+        true => Scope::All(&admits),
         false => Scope::Dangling(&admits),
     };
     let done = store.collect(scope, &mut || container::in_use(store.root()))?;

@@ -115,7 +115,9 @@ pub(super) fn fetch(
     pulled.map_err(|error| {
         let advice = match &error {
             pull::Error::Registry(error) => registry::advice(error),
-            pull::Error::Store(error) => registry::store_advice(error),
+            pull::Error::Store(error) | pull::Error::Layout(wherry_images::layout::Error::Store(error)) => {
+                registry::store_advice(error)
+            }
             pull::Error::Platform { .. } => "; choose another with --platform",
             _ => "",
         };

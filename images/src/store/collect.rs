@@ -46,8 +46,10 @@ pub enum Scope<'a> {
     Document(Digest),
     /// Images without a name (those that the predicate admits), and what belongs to no image.
     Dangling(&'a dyn Fn(&Image) -> bool),
-    /// The same, and images whose names nobody uses: these are forgotten. Partial blobs that nobody holds go at once.
+    /// The same, and images whose names nobody uses: these are forgotten.
     Unused(&'a dyn Fn(&Image) -> bool),
+    /// The same, and every partial blob that nobody holds: what was fetched of it is fetched again.
+    All(&'a dyn Fn(&Image) -> bool),
 }
 
 /// What a collection did.
@@ -107,8 +109,8 @@ impl Store {
         }
         let age = match scope {
             Scope::Document(_) => None,
-            Scope::Dangling(_) => Some(PARTIAL_AGE),
-            Scope::Unused(_) => Some(Duration::ZERO),
+            Scope::Dangling(_) | Scope::Unused(_) => Some(PARTIAL_AGE),
+            Scope::All(_) => Some(Duration::ZERO),
         };
         if let Some(age) = age {
             self.drop_partials(age, &mut done)?;
@@ -142,7 +144,7 @@ impl Store {
                     continue;
                 }
             };
-            if let Scope::Unused(admits) = scope
+            if let Scope::Unused(admits) | Scope::All(admits) = scope
                 && !in_use.names.contains(&record.reference)
                 && self.is_unused(&record, in_use, leases, admits)?
             {
@@ -186,7 +188,10 @@ impl Store {
             }
             let stays = match (scope, &document) {
                 (Scope::Document(own), _) => digest != own,
-                (Scope::Dangling(admits) | Scope::Unused(admits), Document::Manifest(m)) if m.is_image() => {
+                (
+                    Scope::Dangling(admits) | Scope::Unused(admits) | Scope::All(admits),
+                    Document::Manifest(m),
+                ) if m.is_image() => {
                     // One that is not whole is no image that anybody could want back.
                     self.image(&digest).is_ok_and(|image| !admits(&image))
                 }

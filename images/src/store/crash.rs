@@ -247,7 +247,7 @@ fn check_end(root: &Path, promise: &Promise, context: &str) {
         assert_eq!(meaning(&store, name, &context), *wanted, "{context}: {name}");
     }
     let done = store
-        .collect(Scope::Unused(&|_| false), &mut || Ok(InUse::default()))
+        .collect(Scope::All(&|_| false), &mut || Ok(InUse::default()))
         .unwrap();
     assert_eq!(done.damaged, None, "{context}");
     check(root, promise, &context);

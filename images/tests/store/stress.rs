@@ -294,7 +294,7 @@ pub(crate) fn worker(state: &Path, layout: &Path, registry: &str, worker: usize,
             ),
             _ => drop(
                 store
-                    .collect(Scope::Unused(&|_| true), &mut || in_use(&store))
+                    .collect(Scope::All(&|_| true), &mut || in_use(&store))
                     .unwrap(),
             ),
         }
@@ -440,7 +440,7 @@ fn leaves_nothing(state: &Path) {
             store.remove_tag(&record.reference).unwrap();
         }
         let none = || Ok(InUse::default());
-        let done = store.collect(Scope::Unused(&|_| true), &mut || none()).unwrap();
+        let done = store.collect(Scope::All(&|_| true), &mut || none()).unwrap();
         assert_eq!(done.damaged, None);
         let mut left = Vec::new();
         for dir in ["blobs/sha256", "layers", "partial", "leases"] {

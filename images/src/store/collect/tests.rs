@@ -50,7 +50,7 @@ fn only_what_nothing_needs_goes() {
     assert_eq!(done.layers, leased.diff_ids);
     // Unused names go with `Unused` alone.
     let done = store
-        .collect(Scope::Unused(ALL), &mut || Ok(in_use.clone()))
+        .collect(Scope::All(ALL), &mut || Ok(in_use.clone()))
         .unwrap();
     assert_eq!(
         (names(store), done.layers.clone()),
@@ -85,12 +85,12 @@ fn names_that_pods_want_stay() {
         ..InUse::default()
     };
     let done = store
-        .collect(Scope::Unused(ALL), &mut || Ok(in_use.clone()))
+        .collect(Scope::All(ALL), &mut || Ok(in_use.clone()))
         .unwrap();
     assert_eq!(done.untagged, ["b".parse().unwrap()]);
     assert_eq!(names(store), ["a:latest"]);
     // A predicate that admits nothing.
-    let done = store.collect(Scope::Unused(&|_| false), &mut nothing).unwrap();
+    let done = store.collect(Scope::All(&|_| false), &mut nothing).unwrap();
     assert_eq!(done, Collected::default());
 }
 
@@ -125,7 +125,7 @@ fn what_cannot_be_known_is_not_collected() {
     ] {
         let right = fs::read(&damaged).unwrap();
         fs::write(&damaged, "{}").unwrap();
-        let done = store.collect(Scope::Unused(ALL), &mut nothing).unwrap();
+        let done = store.collect(Scope::All(ALL), &mut nothing).unwrap();
         assert!(
             done.damaged.is_some() && done.layers.is_empty() && done.untagged.is_empty(),
             "{done:?}"
@@ -147,13 +147,15 @@ fn partials_go_when_nobody_holds_them() {
     let held = make(b"held");
     drop(make(b"left"));
     fs::write(store.partial_dir().join(format!("{}.json", "0".repeat(64))), "{}").unwrap();
-    let young = store.collect(Scope::Dangling(ALL), &mut nothing).unwrap();
-    assert_eq!(young.partials, 0, "a pull may go on tomorrow");
-    let done = store.collect(Scope::Unused(ALL), &mut nothing).unwrap();
+    for scope in [Scope::Dangling(ALL), Scope::Unused(ALL)] {
+        let young = store.collect(scope, &mut nothing).unwrap();
+        assert_eq!(young.partials, 0, "a pull may go on tomorrow");
+    }
+    let done = store.collect(Scope::All(ALL), &mut nothing).unwrap();
     assert_eq!((done.partials, done.bytes), (1, 4));
     assert_eq!(all_files(&store.partial_dir()).len(), 2);
     drop(held);
-    store.collect(Scope::Unused(ALL), &mut nothing).unwrap();
+    store.collect(Scope::All(ALL), &mut nothing).unwrap();
     assert!(all_files(&store.partial_dir()).is_empty());
 }
 

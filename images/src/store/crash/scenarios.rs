@@ -394,7 +394,7 @@ fn a_collection() {
     let collect = |root: &Path| {
         let store = Store::open(root).unwrap();
         let done = store
-            .collect(Scope::Unused(&|_| true), &mut || Ok(in_use.clone()))
+            .collect(Scope::All(&|_| true), &mut || Ok(in_use.clone()))
             .unwrap();
         assert_eq!(done.damaged, None);
     };
