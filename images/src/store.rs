@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! STATE/version            the format of everything below                              store/format.rs
-//! STATE/lock               flock: held while a tag changes                             store/tags.rs
+//! STATE/lock               flock: held while a tag changes, or a collection decides    store/tags.rs
 //! STATE/images/<hex>.json  one tag: a reference and the manifest it means              store/tags.rs
 //! STATE/blobs/sha256/<hex> a whole, verified blob                                      store.rs
 //! STATE/partial/<name>     a blob on its way in, and `<name>.json`                     store/partial.rs
 //! STATE/layers/<hex>/      a whole, verified layer, unpacked                           store/layers.rs
 //! STATE/layers/.work-<hex> a layer on its way in, flocked by whoever unpacks it        store/layers.rs
+//! STATE/leases/<name>      what somebody works on, kept from collection                store/lease.rs, collect.rs
 //! ```
 //!
 //! What always holds: a name without a leading dot in `images`, `blobs` and `layers` stands for something complete,

@@ -4,7 +4,8 @@
 //! bytes -> decompress (gzip, zstd, plain) or apply a delta -> count and hash -> tar entries -> tree/ and metadata
 //! ```
 //!
-//! Runs inside the [`cage`](crate::cage). What always holds: nothing is created outside the one directory given, because every
+//! Beside tree and metadata lies the [`RECIPE`], from which [`regenerate`] makes the tar again and [`check`] tells whether the tree is still
+//! what the tar says. Runs inside the [`cage`](crate::cage). What always holds: nothing is created outside the one directory given, because every
 //! name is resolved component by component from its descriptor and no symbolic link is ever followed; memory does not grow with
 //! the layer; an entry that cannot be kept as it is is refused by name, or written down in the `metadata` file.
 //!
@@ -39,7 +40,7 @@ use crate::digest::DiffId;
 use crate::disk;
 
 pub use check::Checked;
-pub(crate) use check::{check, regenerate};
+pub use check::{check, regenerate};
 pub use metadata::{Note, parse_note};
 
 /// The directory inside the work directory that becomes the layer.

@@ -80,7 +80,7 @@ fn shown<'a>(command: &'a CommandInfoWithArgs) -> impl Iterator<Item = &'a FlagI
 }
 
 /// Every command with its path behind the program's name, the top one first.
-fn all<'a>(top: &'a CommandInfoWithArgs) -> Vec<(String, &'a CommandInfoWithArgs)> {
+fn all(top: &CommandInfoWithArgs) -> Vec<(String, &CommandInfoWithArgs)> {
     let mut found = vec![(String::new(), top)];
     let mut at = 0;
     while let Some((path, command)) = found.get(at).cloned() {

@@ -48,7 +48,7 @@ enum Token {
 #[derive(PartialEq)]
 enum End {
     Template,
-    End,
+    Block,
     /// With the words behind it: `else if`.
     Else(Vec<Token>),
 }
@@ -57,7 +57,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, String> {
     let mut parser = Parser { rest: text };
     match parser.nodes(0)? {
         (nodes, End::Template) => Ok(nodes),
-        (_, End::End) => Err("template: {{end}} without a beginning".into()),
+        (_, End::Block) => Err("template: {{end}} without a beginning".into()),
         (_, End::Else(_)) => Err("template: {{else}} without an if".into()),
     }
 }
@@ -94,7 +94,7 @@ impl Parser<'_> {
             }
             let tokens = tokens(inside)?;
             match tokens.first() {
-                Some(Token::Word(word)) if word == "end" => return Ok((nodes, End::End)),
+                Some(Token::Word(word)) if word == "end" => return Ok((nodes, End::Block)),
                 Some(Token::Word(word)) if word == "else" => {
                     return Ok((nodes, End::Else(tokens.get(1..).unwrap_or_default().to_vec())));
                 }
@@ -114,12 +114,12 @@ impl Parser<'_> {
         let pipe = pipe(tokens)?;
         let (then, end) = self.nodes(depth + 1)?;
         let other = match end {
-            End::End => Vec::new(),
+            End::Block => Vec::new(),
             End::Template => return Err(format!("template: {{{{{kind}}}}} without an end")),
             // The chain's one `end` closes all of it.
             End::Else(more) if !more.is_empty() => vec![self.block(more, depth + 1)?],
             End::Else(_) => match self.nodes(depth + 1)? {
-                (nodes, End::End) => nodes,
+                (nodes, End::Block) => nodes,
                 _ => return Err("template: {{else}} without an end".into()),
             },
         };

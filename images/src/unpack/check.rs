@@ -52,7 +52,7 @@ fn open(dir: BorrowedFd<'_>) -> Result<Option<(File, OwnedFd)>, Error> {
 }
 
 /// Writes the tar of the layer in `dir` to `out`; what it was the digest of and how long. None where there is no recipe.
-pub(crate) fn regenerate(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Option<(DiffId, u64)>, Error> {
+pub fn regenerate(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Option<(DiffId, u64)>, Error> {
     let Some((recipe, tree)) = open(dir)? else {
         return Ok(None);
     };
@@ -76,7 +76,7 @@ pub(crate) fn regenerate(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Opt
 }
 
 /// Reads the layer in `dir` back. An error is one of reading; whatever is wrong with the layer is in the answer.
-pub(crate) fn check(dir: BorrowedFd<'_>) -> Result<Checked, Error> {
+pub fn check(dir: BorrowedFd<'_>) -> Result<Checked, Error> {
     let mut checked = Checked {
         diff_id: None,
         tar_size: 0,
@@ -288,12 +288,12 @@ fn count(dir: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<u64> {
 }
 
 fn described(entry: &Entry, stat: &Stat, mode: u32) -> Option<&'static str> {
-    let time = (stat.st_mtime as i64, stat.st_mtime_nsec as u32);
+    let time = tree::mtime_of(stat);
     match () {
         () if is_whiteout(stat) => Some("it is something else in the tree"),
         () if stat.st_mode & 0o7777 != mode => Some("its mode is another"),
         // A file system may keep whole seconds, or none before 1970.
-        () if time.0 != entry.mtime.0 && entry.mtime.0 >= 0 => Some("its time is another"),
+        () if time.tv_sec != entry.mtime.0 && entry.mtime.0 >= 0 => Some("its time is another"),
         () => None,
     }
 }

@@ -511,7 +511,7 @@ fn times(mtime: Timespec) -> Timestamps {
     }
 }
 
-fn mtime_of(stat: &Stat) -> Timespec {
+pub(super) fn mtime_of(stat: &Stat) -> Timespec {
     Timespec {
         tv_sec: stat.st_mtime as _,
         tv_nsec: stat.st_mtime_nsec as _,
