@@ -1,4 +1,5 @@
 //! The verbs of images, as people and scripts use them: the program itself over a state directory of its own.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
