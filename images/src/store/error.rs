@@ -19,13 +19,13 @@ pub enum Error {
     },
     /// It would not fit beside what the board needs.
     #[error(
-        "image {image}: {} needed and {} left: {} free, {} kept in reserve{}",
+        "image {image}: at least {} needed and {} left: {} free, {} kept in reserve{}",
         size(*.needed), size(*.room), size(*.free), size(*.reserve), quota_words(*.quota)
     )]
     Room {
         /// The image.
         image: Digest,
-        /// The bytes that its missing layers take at most at once.
+        /// The bytes that its missing layers take at least, at once.
         needed: u64,
         /// The bytes that may be written.
         room: u64,

@@ -4,14 +4,11 @@ use std::path::Path;
 
 use super::durable;
 use super::{Error, Image, Store};
-use crate::manifest::Descriptor;
 
 /// The part of the file system that is left free unless something else is said: one twentieth ...
 const RESERVE_SHARE: u64 = 20;
 /// ... but not more than this: what an agent, a log and a database need to go on.
 const RESERVE_MOST: u64 = 256 << 20;
-/// What a compressed layer becomes, in halves: files of programs shrink to about two fifths.
-const UNPACKED_HALVES: u64 = 5;
 
 /// What the store may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,8 +35,9 @@ impl Store {
         })
     }
 
-    /// Refuses what does not fit, with the numbers, before anything moves: the layers of `image` that are missing, each
-    /// as its blob and unpacked, the blobs one after the other unless they are kept.
+    /// Refuses what cannot fit, with the numbers, before anything moves: the layers of `image` that are missing, each
+    /// as its blob and unpacked, the blobs one after the other unless they are kept. How much larger a layer unpacks is not known
+    /// before; that it is no smaller than its blob is. What turns out larger stops at the reserve while it is unpacked.
     pub fn check_room(&self, image: &Image, keep_blobs: bool) -> Result<(), Error> {
         let missing = self.missing_layers(image);
         if missing.is_empty() {
@@ -51,7 +49,7 @@ impl Store {
             let rest = descriptor.size.saturating_sub(here.map_or(0, |meta| meta.len()));
             blobs = blobs.saturating_add(rest);
             largest = largest.max(rest);
-            unpacked = unpacked.saturating_add(unpacked_size(descriptor));
+            unpacked = unpacked.saturating_add(descriptor.size);
         }
         let needed = unpacked.saturating_add(if keep_blobs { blobs } else { largest });
         let room = self.room()?;
@@ -88,16 +86,6 @@ impl Store {
             }
         }
         Ok(used)
-    }
-}
-
-/// What a layer's files will take, as far as its descriptor tells.
-fn unpacked_size(layer: &Descriptor) -> u64 {
-    let compressed = ["gzip", "zstd"].iter().any(|how| layer.media_type.ends_with(how));
-    if compressed {
-        layer.size.saturating_mul(UNPACKED_HALVES) / 2
-    } else {
-        layer.size
     }
 }
 

@@ -298,6 +298,33 @@ fn a_load() {
     at_least(prove("a load", &root, &load, &promise), 500);
 }
 
+/// What `verify --repair` does to a layer that a bad card has changed: out of the way, and fetched again.
+#[test]
+fn a_repair() {
+    use crate::store::Item;
+    let fixture = fixture();
+    let root = fixture.with_first("state");
+    let app: Reference = "app".parse().unwrap();
+    let diff_id = fixture.images["v1"].diff_ids[1];
+    let repair = |root: &Path| {
+        let store = Store::open(root).unwrap();
+        store.discard(&Item::Layer(diff_id)).unwrap();
+        store
+            .import_layout(
+                &fixture.layout(),
+                Some("v1"),
+                &Platform::host(),
+                Some(&app),
+                false,
+            )
+            .unwrap();
+    };
+    let mut promise = fixture.promise(&[]);
+    // In between the image lacks its layer, which was no good before: whoever starts it is told, and a pull mends it.
+    promise.end.insert("app", fixture.digest("v1"));
+    at_least(prove("a repair", &root, &repair, &promise), 300);
+}
+
 #[test]
 fn an_image_whose_layers_are_all_here() {
     let fixture = fixture();
