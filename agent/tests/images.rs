@@ -282,6 +282,16 @@ fn removes_and_prunes() {
     );
 }
 
+/// Says loudly, and to whoever counts, what was not run.
+fn skip(test: &str, lacking: &str) {
+    eprintln!("SKIPPED: {test}: this machine lacks {lacking}");
+    if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG") {
+        use std::io::Write;
+        let log = fs::OpenOptions::new().append(true).create(true).open(path);
+        writeln!(log.unwrap(), "{test}: this machine lacks {lacking}").unwrap();
+    }
+}
+
 #[test]
 fn saves_and_loads() {
     let (board, made) = with_images(&[]);
@@ -301,7 +311,7 @@ fn saves_and_loads() {
     assert!(other.must(&["verify"]).contains("nothing is damaged"));
     // Docker's own reader of archives.
     if Command::new("skopeo").arg("--version").output().is_err() {
-        eprintln!("SKIPPED in part: skopeo is not installed");
+        skip("saves_and_loads, the part with skopeo", "skopeo");
     } else {
         let source = format!("docker-archive:{file}:localhost/app:v1");
         let output = Command::new("skopeo")

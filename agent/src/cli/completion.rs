@@ -346,6 +346,17 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
+    /// Says loudly, and to whoever counts, what was not run.
+    fn skip(program: &str) {
+        let line =
+            format!("completion and man, the part that {program} judges: this machine lacks {program}");
+        eprintln!("SKIPPED: {line}");
+        if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG") {
+            let log = std::fs::OpenOptions::new().append(true).create(true).open(path);
+            writeln!(log.unwrap(), "{line}").unwrap();
+        }
+    }
+
     /// Has a program read the text and gives what it complains of; `None` where there is no such program.
     fn judged(program: &str, args: &[&str], text: &str) -> Option<String> {
         let child = Command::new(program)
@@ -355,7 +366,7 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn();
         let Ok(mut child) = child else {
-            eprintln!("SKIPPED in part: {program} is not installed");
+            skip(program);
             return None;
         };
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();

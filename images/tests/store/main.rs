@@ -40,6 +40,7 @@ const TESTS: &[(&str, fn())] = tests![
     archives::an_image_that_skopeo_wrote,
     caged::errors_come_out_of_the_cage_as_they_are,
     caged::the_cage_keeps_what_is_in_it,
+    caged::the_cage_has_limits,
     caged::the_cage_cannot_be_used_by_hand,
     crash::processes_that_want_the_same_layer_make_it_once,
     crash::a_kill_at_any_moment_leaves_nothing_or_the_whole_layer,
