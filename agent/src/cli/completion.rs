@@ -99,7 +99,7 @@ fn names(path: &str) -> Option<&'static str> {
             Some("wherry images --format '{{.Repository}}:{{.Tag}}'")
         }
         "start" | "stop" | "kill" | "logs" | "exec" | "rm" | "inspect" => {
-            Some("wherry ps -a --format json | sed -n 's/.*\"Names\":\"\\([^\"]*\\)\".*/\\1/p'")
+            Some("wherry ps -a --format '{{.Names}}'")
         }
         _ => None,
     }
@@ -241,10 +241,6 @@ fn fish(top: &CommandInfoWithArgs) -> String {
             );
         }
         if let Some(list) = names(&path) {
-            let list = list
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace('\'', "\\'");
             let _ = writeln!(text, "complete -c wherry -n '{when}' -a \"({list})\"");
         }
     }
@@ -405,6 +401,44 @@ mod tests {
             );
             let output = Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn fish_completes() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("wherry.fish");
+        std::fs::write(&file, fish(&Wherry::get_args_info())).unwrap();
+        for (line, want) in [
+            ("wherry image p", "prune"),
+            ("wherry sys", "system"),
+            ("wherry rmi --f", "--force"),
+            ("wherry rmi ir", "iris:v1"),
+            ("wherry image prune --al", "--all"),
+        ] {
+            // In the place of the program, which a unit test has not.
+            let program = "function wherry; echo iris:v1; end";
+            let script = format!("{program}; source {}; complete -C '{line}'", file.display());
+            let output = Command::new("fish")
+                .env("HOME", dir.path())
+                .args(["-c", &script])
+                .output();
+            let Ok(output) = output else {
+                return skip("fish");
+            };
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let first = said.split(['\t', '\n']).next();
+            assert_eq!(
+                first,
+                Some(want),
+                "{line}: {said}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(
+                output.stderr.is_empty(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
 
