@@ -25,12 +25,33 @@ thread_local! {
     pub(super) static BOOT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Pending changes that are taken one by one; of more than that the latest.
-const SINGLES: usize = 24;
-/// Random combinations for each beginning.
-const RANDOM: u64 = 6;
-/// Every how many states the operation is done again, unless `WHERRY_CRASH_ALL` is set: that is most of the time.
-const REDO_EVERY: u64 = 8;
+/// How thorough it is: `make test` takes a part, `WHERRY_CRASH_ALL` all of it.
+#[derive(Clone, Copy)]
+struct Effort {
+    /// Pending changes that are taken one by one; of more than that the latest.
+    singles: usize,
+    /// Random combinations for each beginning.
+    random: u64,
+    /// Every how many states the operation is done again: that is most of the time.
+    redo_every: u64,
+}
+
+impl Effort {
+    fn wanted() -> Self {
+        match std::env::var_os("WHERRY_CRASH_ALL") {
+            None => Self {
+                singles: 10,
+                random: 3,
+                redo_every: 10,
+            },
+            Some(_) => Self {
+                singles: 24,
+                random: 6,
+                redo_every: 1,
+            },
+        }
+    }
+}
 
 /// What may be under a name.
 type Meanings = BTreeMap<&'static str, BTreeSet<Option<Digest>>>;
@@ -90,15 +111,15 @@ fn prove(what: &str, root: &Path, act: &dyn Fn(&Path), promise: &Promise) -> Tri
         ..Tried::default()
     };
     let mut seen = BTreeSet::new();
-    let all = std::env::var_os("WHERRY_CRASH_ALL").is_some();
+    let effort = Effort::wanted();
     for steps in 0..=journal.len() {
-        for (how, state) in cuts(&journal, steps) {
+        for (how, state) in cuts(&journal, steps, effort) {
             let killed = how == "killed";
             if !seen.insert((killed, state.fingerprint())) {
                 continue;
             }
             tried.states += 1;
-            let redo = all || tried.states.is_multiple_of(REDO_EVERY) || steps == journal.len();
+            let redo = tried.states.is_multiple_of(effort.redo_every) || steps == journal.len();
             tried.redone += u64::from(redo);
             let boot = if killed { "the first" } else { "the second" };
             BOOT.with(|to| *to.borrow_mut() = Some(boot.into()));
@@ -123,7 +144,7 @@ fn prove(what: &str, root: &Path, act: &dyn Fn(&Path), promise: &Promise) -> Tri
 }
 
 /// The disks that there may be when the power goes, or the process is killed, after so many steps.
-fn cuts(journal: &Journal, steps: usize) -> Vec<(String, State)> {
+fn cuts(journal: &Journal, steps: usize, effort: Effort) -> Vec<(String, State)> {
     let pending = journal.pending(steps);
     let mut found = vec![
         ("killed".into(), journal.state(steps, |_| Fate::Kept)),
@@ -145,7 +166,7 @@ fn cuts(journal: &Journal, steps: usize) -> Vec<(String, State)> {
             Fate::Kept
         }
     });
-    for one in pending.iter().rev().take(SINGLES).copied() {
+    for one in pending.iter().rev().take(effort.singles).copied() {
         add(format!("step {one} lost"), &|at| kept_if(at != one));
         add(format!("step {one} alone"), &|at| kept_if(at == one));
         add(format!("names up to step {one}"), &|at| {
@@ -160,7 +181,7 @@ fn cuts(journal: &Journal, steps: usize) -> Vec<(String, State)> {
         }
     }
     if pending.len() > 2 {
-        for round in 0..RANDOM {
+        for round in 0..effort.random {
             add(format!("random {round}"), &|at| {
                 use std::hash::{Hash, Hasher};
                 let mut hasher = std::hash::DefaultHasher::new();

@@ -22,6 +22,8 @@ use crate::digest::{DiffId, Hasher};
 const MAX_FAULTS: usize = 10;
 /// How much is read at once.
 const CHUNK: usize = 128 << 10;
+/// Times that every file system keeps, in seconds.
+const KEPT_TIMES: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 /// Deeper than any layer that was unpacked.
 const MAX_DEPTH: usize = 260;
 
@@ -292,8 +294,10 @@ fn described(entry: &Entry, stat: &Stat, mode: u32) -> Option<&'static str> {
     match () {
         () if is_whiteout(stat) => Some("it is something else in the tree"),
         () if stat.st_mode & 0o7777 != mode => Some("its mode is another"),
-        // A file system may keep whole seconds, or none before 1970.
-        () if time.tv_sec != entry.mtime.0 && entry.mtime.0 >= 0 => Some("its time is another"),
+        // A file system may keep whole seconds, and none before 1970 or after 2038.
+        () if KEPT_TIMES.contains(&entry.mtime.0) && time.tv_sec != entry.mtime.0 => {
+            Some("its time is another")
+        }
         () => None,
     }
 }

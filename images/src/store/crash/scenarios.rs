@@ -248,7 +248,7 @@ fn a_pull_from_a_layout() {
                 .unwrap();
         };
         let promise = fixture.promise(&[("app", &[fixture.digest("v1"), fixture.digest("v2")])]);
-        at_least(prove("a pull from a layout", &root, &pull, &promise), 500);
+        at_least(prove("a pull from a layout", &root, &pull, &promise), 250);
     }
 }
 
@@ -274,7 +274,7 @@ fn a_pull_from_a_registry() {
             ("app", &[fixture.digest("v1")]),
             (name, &[None, fixture.digest("v2")]),
         ]);
-        at_least(prove("a pull from a registry", &root, &pull, &promise), 500);
+        at_least(prove("a pull from a registry", &root, &pull, &promise), 250);
     }
 }
 
@@ -295,7 +295,7 @@ fn a_load() {
         crate::archive::load(&store, &mut &archive[..], &options).unwrap();
     };
     let promise = fixture.promise(&[("app", &[fixture.digest("v1"), fixture.digest("v2")])]);
-    at_least(prove("a load", &root, &load, &promise), 500);
+    at_least(prove("a load", &root, &load, &promise), 250);
 }
 
 /// What `verify --repair` does to a layer that a bad card has changed: out of the way, and fetched again.
@@ -322,7 +322,7 @@ fn a_repair() {
     let mut promise = fixture.promise(&[]);
     // In between the image lacks its layer, which was no good before: whoever starts it is told, and a pull mends it.
     promise.end.insert("app", fixture.digest("v1"));
-    at_least(prove("a repair", &root, &repair, &promise), 300);
+    at_least(prove("a repair", &root, &repair, &promise), 150);
 }
 
 #[test]
@@ -425,7 +425,7 @@ fn a_collection() {
             .unwrap();
         assert_eq!(done.damaged, None);
     };
-    at_least(prove("a collection", &root, &collect, &promise), 200);
+    at_least(prove("a collection", &root, &collect, &promise), 80);
     let store = Store::open(&root).unwrap();
     assert_eq!(
         store.layers().unwrap(),
@@ -460,5 +460,5 @@ fn an_upload_and_a_layer_that_was_left_half_made() {
     let mut promise = fixture.promise(&[("app", &[fixture.digest("v1")])]);
     let picture = layer_picture(&home.store, &image.diff_ids[0]);
     promise.layers.insert(image.diff_ids[0], picture);
-    at_least(prove("an upload and a layer", &root, &act, &promise), 200);
+    at_least(prove("an upload and a layer", &root, &act, &promise), 80);
 }
