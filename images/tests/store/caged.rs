@@ -173,7 +173,7 @@ pub(crate) fn the_cage_has_limits() {
                     let line = limits.lines().find(|line| line.starts_with("Max processes"));
                     line.is_some_and(|line| line.split_whitespace().nth(2) == Some("0"))
                 };
-                self.0 = limits.filter(set).last();
+                self.0 = limits.into_iter().find(|text| set(text));
             }
             Ok(0)
         }
