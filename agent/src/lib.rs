@@ -10,8 +10,10 @@ pub mod container;
 pub mod daemon;
 pub mod devices;
 pub mod source;
+pub mod template;
 pub mod upstream;
 
+mod budget;
 mod causes;
 mod delegation;
 mod sys;

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! parent                                     child: `/proc/self/exe cage JOB`
-//!   stdin   <- the blob, or a pipe           reads it
+//!   stdin   <- the blob, or a pipe           reads it (or, where a tar is made again, writes it)
 //!   stdout  -> a pipe                        one line of JSON, at most 16 KiB
 //!   stderr  <- the work directory, flocked   writes beneath it and nowhere else
+//!              (or a layer, to be read back   reads beneath it and writes nowhere)
 //! ```
 //!
 //! The child is single-threaded, has no environment, no other descriptor, no capability, no new privileges, and before it
@@ -25,7 +26,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::Class;
-use crate::unpack::{self, Encoding, Limits, Summary};
+use crate::digest::DiffId;
+use crate::unpack::{self, Checked, Encoding, Limits, Summary};
 
 /// The word that makes the program a cage.
 pub const VERB: &str = "cage";
@@ -35,6 +37,8 @@ const MAX_REPORT: u64 = 16 << 10;
 const MAX_JOB: usize = 128 << 10;
 /// Address space: the largest zstd window, the decoder's own tables, buffers and the program, generously.
 const ADDRESS_SPACE: u64 = 512 << 20;
+/// Bytes of tar a second that the slowest board gets through, many times over.
+const SLOWEST: u64 = 256 << 10;
 /// Open files: the deepest path, twice.
 const OPEN_FILES: u64 = 600;
 
@@ -60,6 +64,9 @@ pub enum Error {
     /// The bytes for the child could not be read.
     #[error("read the layer: {0}")]
     Input(io::Error),
+    /// What the child made could not be written.
+    #[error("write the layer: {0}")]
+    Output(io::Error),
     /// The child refused the layer.
     #[error("{message}")]
     Refused {
@@ -76,11 +83,18 @@ impl Error {
     /// What the failure means to whoever may try again.
     pub fn class(&self) -> Class {
         match self {
-            Self::Start { .. } | Self::Input(_) => Class::Transient,
+            Self::Start { .. } | Self::Input(_) | Self::Output(_) => Class::Transient,
             Self::Died { killed: true, .. } => Class::Transient,
             // Whatever in the bytes ended it will do so again.
             Self::Died { killed: false, .. } => Class::Permanent,
             Self::Refused { class, .. } => *class,
+        }
+    }
+
+    fn confused(report: &Report) -> Self {
+        Self::Died {
+            status: format!("it answered {report:?}"),
+            killed: false,
         }
     }
 
@@ -110,9 +124,23 @@ pub enum Input<'a> {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Job {
-    encoding: Encoding,
-    limits: Limits,
+enum Job {
+    /// The input becomes a tree in the directory.
+    Unpack { encoding: Encoding, limits: Limits },
+    /// The layer in the directory is read back and compared.
+    Check,
+    /// The layer in the directory becomes a tar again.
+    Regenerate,
+}
+
+impl Job {
+    /// Processor time that an honest job of this kind stays far below, in seconds, on the slowest board.
+    fn seconds(&self) -> u64 {
+        match self {
+            Self::Unpack { limits, .. } => 120 + limits.tar_bytes / SLOWEST,
+            Self::Check | Self::Regenerate => 24 * 3600,
+        }
+    }
 }
 
 /// The child's one line.
@@ -123,6 +151,8 @@ enum Report {
         summary: Summary,
         missing: Vec<String>,
     },
+    Checked(Checked),
+    Regenerated(Option<(DiffId, u64)>),
     Failed {
         message: String,
         transient: bool,
@@ -161,32 +191,73 @@ impl Cage {
             return unpack::unpack(reader, encoding, limits, work.as_fd()).map_err(|e| Error::of(&e));
         }
         let failed = |action| move |source| Error::Start { action, source };
-        let job = serde_json::to_string(&Job {
-            encoding: encoding.clone(),
-            limits: *limits,
-        })
-        .map_err(|e| Error::Start {
-            action: "describe the job to",
-            source: e.into(),
-        })?;
         let stdin = match &input {
             Input::Blob(file) => Stdio::from(file.try_clone().map_err(failed("prepare"))?),
             Input::Stream(_) => Stdio::piped(),
         };
+        let job = Job::Unpack {
+            encoding: encoding.clone(),
+            limits: *limits,
+        };
+        let mut child = self.start(&job, stdin, work)?;
+        if let Input::Stream(reader) = input {
+            child.feed(reader)?;
+        }
+        match child.report()? {
+            Report::Done { summary, missing } => {
+                if !missing.is_empty() {
+                    let missing = missing.join(", ");
+                    tracing::warn!(missing, "a layer was unpacked without the full confinement");
+                }
+                Ok(summary)
+            }
+            other => Err(Error::confused(&other)),
+        }
+    }
+
+    /// Reads the layer in `dir` back.
+    pub(crate) fn check(&self, dir: &File) -> Result<Checked, Error> {
+        if cfg!(test) && self.program.is_none() {
+            return unpack::check(dir.as_fd()).map_err(|e| Error::of(&e));
+        }
+        match self.start(&Job::Check, Stdio::null(), dir)?.report()? {
+            Report::Checked(checked) => Ok(checked),
+            other => Err(Error::confused(&other)),
+        }
+    }
+
+    /// Makes the tar of the layer in `dir` again and writes it to `out`; what it came to. None where it has no recipe.
+    pub(crate) fn regenerate(&self, dir: &File, out: &mut dyn Write) -> Result<Option<(DiffId, u64)>, Error> {
+        if cfg!(test) && self.program.is_none() {
+            return unpack::regenerate(dir.as_fd(), out).map_err(|e| Error::of(&e));
+        }
+        let failed = |action| move |source| Error::Start { action, source };
+        let (mut tar, theirs) = io::pipe().map_err(failed("prepare"))?;
+        let child = self.start(&Job::Regenerate, Stdio::from(theirs), dir)?;
+        // When this fails the child is killed: dropped with its report unread.
+        io::copy(&mut tar, out).map_err(Error::Output)?;
+        match child.report()? {
+            Report::Regenerated(made) => Ok(made),
+            other => Err(Error::confused(&other)),
+        }
+    }
+
+    fn start(&self, job: &Job, stdin: Stdio, dir: &File) -> Result<Guard, Error> {
+        let failed = |action| move |source| Error::Start { action, source };
+        let job = serde_json::to_string(job).map_err(|e| Error::Start {
+            action: "describe the job to",
+            source: e.into(),
+        })?;
         let program = self.program.as_deref().unwrap_or(Path::new("/proc/self/exe"));
         let child = Command::new(program)
             .args([VERB, &job])
             .env_clear()
             .stdin(stdin)
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(work.try_clone().map_err(failed("prepare"))?))
+            .stderr(Stdio::from(dir.try_clone().map_err(failed("prepare"))?))
             .spawn()
             .map_err(failed("start"))?;
-        let mut child = Guard(child);
-        if let Input::Stream(reader) = input {
-            child.feed(reader)?;
-        }
-        child.report()
+        Ok(Guard(child))
     }
 }
 
@@ -228,7 +299,7 @@ impl Guard {
         }
     }
 
-    fn report(mut self) -> Result<Summary, Error> {
+    fn report(mut self) -> Result<Report, Error> {
         let mut line = Vec::new();
         if let Some(stdout) = self.0.stdout.take() {
             let read = stdout.take(MAX_REPORT + 1).read_to_end(&mut line);
@@ -248,13 +319,6 @@ impl Guard {
             source,
         })?;
         match serde_json::from_slice(&line) {
-            Ok(Report::Done { summary, missing }) => {
-                if !missing.is_empty() {
-                    let missing = missing.join(", ");
-                    tracing::warn!(missing, "a layer was unpacked without the full confinement");
-                }
-                Ok(summary)
-            }
             Ok(Report::Failed {
                 message,
                 transient,
@@ -272,6 +336,7 @@ impl Guard {
                     no_space,
                 })
             }
+            Ok(report) => Ok(report),
             Err(_) => {
                 use std::os::unix::process::ExitStatusExt;
                 Err(Error::Died {
@@ -288,7 +353,7 @@ pub fn main() -> ExitCode {
     crate::sys::close_inherited();
     let stderr = io::stderr();
     let report = match work(stderr.as_fd()) {
-        Ok((summary, missing)) => Report::Done { summary, missing },
+        Ok(report) => report,
         Err(error) => {
             let class = error.class();
             Report::Failed {
@@ -307,7 +372,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
+fn work(work: BorrowedFd<'_>) -> Result<Report, Error> {
     let failed = |action| move |source: io::Error| Error::Start { action, source };
     let job = std::env::args_os()
         .nth(2)
@@ -321,35 +386,60 @@ fn work(work: BorrowedFd<'_>) -> Result<(Summary, Vec<String>), Error> {
             class: Class::Permanent,
             no_space: false,
         })?;
-    let missing = confine(work, job.encoding.sources()).map_err(failed("confine"))?;
-    // Modes are exactly what the layer says.
-    rustix::process::umask(rustix::fs::Mode::empty());
-    let summary =
-        unpack::unpack(io::stdin().lock(), &job.encoding, &job.limits, work).map_err(|e| Error::of(&e))?;
-    Ok((summary, missing))
+    limit(rustix::process::Resource::Cpu, job.seconds()).map_err(failed("confine"))?;
+    let (sources, writes): (&[PathBuf], _) = match &job {
+        Job::Unpack { encoding, .. } => (encoding.sources(), true),
+        Job::Check | Job::Regenerate => (&[], false),
+    };
+    let missing = confine_to(work, writes, sources).map_err(failed("confine"))?;
+    let refused = |e| Error::of(&e);
+    match &job {
+        Job::Unpack { encoding, limits } => {
+            // Modes are exactly what the layer says.
+            rustix::process::umask(rustix::fs::Mode::empty());
+            let summary = unpack::unpack(io::stdin().lock(), encoding, limits, work).map_err(refused)?;
+            Ok(Report::Done { summary, missing })
+        }
+        Job::Check => unpack::check(work).map(Report::Checked).map_err(refused),
+        Job::Regenerate => {
+            let out = io::stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(failed("prepare"))?;
+            let made = unpack::regenerate(work, &mut File::from(out)).map_err(refused)?;
+            Ok(Report::Regenerated(made))
+        }
+    }
+}
+
+fn limit(resource: rustix::process::Resource, most: u64) -> io::Result<()> {
+    let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let limit = Some(most.min(hard));
+    let limit = rustix::process::Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    Ok(rustix::process::setrlimit(resource, limit)?)
 }
 
 /// Gives up everything that a child of the cage does not need, for good, and says what this kernel could not take away:
 /// afterwards the process may write beneath `work`, read beneath `sources`, use what is open, and nothing else.
 pub fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<String>> {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+    confine_to(work, true, sources)
+}
+
+/// As [`confine`]; where it does not write, `work` too may only be read.
+fn confine_to(work: BorrowedFd<'_>, writes: bool, sources: &[PathBuf]) -> io::Result<Vec<String>> {
+    use rustix::process::{DumpableBehavior, Resource, Signal};
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    for (resource, limit) in [
+    for (resource, most) in [
         (Resource::Core, 0),
         (Resource::Nofile, OPEN_FILES),
         (Resource::As, ADDRESS_SPACE),
         (Resource::Nproc, 0),
     ] {
-        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let limit = Some(limit.min(hard));
-        rustix::process::setrlimit(
-            resource,
-            Rlimit {
-                current: limit,
-                maximum: limit,
-            },
-        )?;
+        limit(resource, most)?;
     }
     rustix::thread::set_no_new_privs(true)?;
     // Where root unpacks, the files' owner is all that is needed of root.
@@ -361,7 +451,7 @@ pub fn confine(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Vec<Stri
     };
     rustix::thread::set_capabilities(None, none)?;
     let mut missing = Vec::new();
-    missing.extend(restrict_paths(work, sources)?.map(str::to_owned));
+    missing.extend(restrict_paths(work, writes, sources)?.map(str::to_owned));
     if !crate::sys::install_seccomp()? {
         missing.push(NO_SECCOMP.to_owned());
     }
@@ -394,7 +484,11 @@ fn missing_landlock() -> Option<&'static str> {
 }
 
 /// Puts a Landlock domain around this process: `work` to be written in, `sources` to be read. What is missing, where that cannot be.
-fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Option<&'static str>> {
+fn restrict_paths(
+    work: BorrowedFd<'_>,
+    writes: bool,
+    sources: &[PathBuf],
+) -> io::Result<Option<&'static str>> {
     use landlock::{
         ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
         RulesetCreatedAttr, RulesetStatus, Scope,
@@ -405,6 +499,8 @@ fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Optio
     let beneath = AccessFs::from_file(ABI::V3) | AccessFs::ReadDir | AccessFs::RemoveFile | AccessFs::Refer;
     let beneath = beneath | AccessFs::MakeDir | AccessFs::MakeReg | AccessFs::MakeSym | AccessFs::MakeFifo;
     let beneath = (beneath | AccessFs::MakeChar) & !AccessFs::Execute;
+    let reads = AccessFs::ReadFile | AccessFs::ReadDir;
+    let beneath = if writes { beneath } else { reads };
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))
@@ -416,7 +512,7 @@ fn restrict_paths(work: BorrowedFd<'_>, sources: &[PathBuf]) -> io::Result<Optio
     for source in sources {
         let tree = File::open(source)?;
         ruleset = ruleset
-            .add_rule(PathBeneath::new(tree, AccessFs::ReadFile | AccessFs::ReadDir))
+            .add_rule(PathBeneath::new(tree, reads))
             .map_err(io::Error::other)?;
     }
     let status = ruleset.restrict_self().map_err(io::Error::other)?;

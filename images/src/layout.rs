@@ -250,6 +250,7 @@ impl Store {
         keep_blobs: bool,
     ) -> Result<Image, Error> {
         let (descriptor, bytes) = layout.image(tag, platform)?;
+        let store = &self.leased()?;
         let Document::Manifest(manifest) = Document::parse(&bytes, Some(&descriptor.media_type))? else {
             return Err(manifest::Error::Refused {
                 what: "manifest",
@@ -258,19 +259,20 @@ impl Store {
             .into());
         };
         manifest.check_image()?;
-        self.put_document(&layout.document(&manifest.config.digest)?)?;
-        self.put_document(&bytes)?;
-        let image = self.image(&descriptor.digest)?;
+        store.put_document(&layout.document(&manifest.config.digest)?)?;
+        store.put_document(&bytes)?;
+        let image = store.image(&descriptor.digest)?;
         platform.admit(&image.config, &Platform::host())?;
+        store.check_room(&image, keep_blobs)?;
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids) {
             if keep_blobs {
-                self.put_blob(&layer.digest, layer.size, &mut layout.blob(&layer.digest)?)?;
+                store.put_blob(&layer.digest, layer.size, &mut layout.blob(&layer.digest)?)?;
             }
             let blob = layout.blob(&layer.digest)?;
-            self.unpack_layer(diff_id, Input::Blob(&blob), &Encoding::Layer, &Limits::of(&blob))?;
+            store.unpack_layer(diff_id, Input::Blob(&blob), &Encoding::Layer, &Limits::of(&blob))?;
         }
         if let Some(reference) = reference {
-            self.tag(&image, reference)?;
+            store.tag(&image, reference)?;
         }
         Ok(Image {
             reference: reference.cloned(),

@@ -4,6 +4,7 @@
 //! registry, a layout, a delta) are hostile until a digest has proved them, and a tar is only ever unpacked inside the
 //! [`cage`]. What is durable, and in which form, is written down in `STORE.md` beside this crate.
 
+pub mod archive;
 pub mod cage;
 pub mod chunks;
 pub mod delta;
@@ -21,6 +22,7 @@ pub mod serve;
 pub mod store;
 pub mod unpack;
 
+mod disk;
 mod sys;
 
 pub use digest::{DiffId, Digest, Hasher};

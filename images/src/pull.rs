@@ -263,6 +263,8 @@ pub fn pull(
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Pulled, Error> {
     let wire_before = client.wire().down;
+    // Nothing of it has a name before its end: a collection leaves alone what this pull relies on.
+    let store = &store.leased()?;
     let mut pull = Pull {
         store,
         client,
@@ -445,6 +447,7 @@ impl Pull<'_> {
     fn layers(&mut self, image: &Image) -> Result<Vec<LayerOutcome>, Error> {
         let count = image.manifest.layers.len();
         self.full = self.full.saturating_add(image.manifest.layers_size());
+        self.store.check_room(image, self.options.keep_blobs)?;
         let (candidate, no_delta) = self.candidate(image)?;
         self.check_room(image, candidate.as_ref())?;
         let mut outcomes = Vec::with_capacity(count);

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! STATE/version            the format of everything below                              store/format.rs
-//! STATE/lock               flock: held while a tag changes                             store/tags.rs
+//! STATE/lock               flock: held while a tag changes, or a collection decides    store/tags.rs
 //! STATE/images/<hex>.json  one tag: a reference and the manifest it means              store/tags.rs
 //! STATE/blobs/sha256/<hex> a whole, verified blob                                      store.rs
 //! STATE/partial/<name>     a blob on its way in, and `<name>.json`                     store/partial.rs
 //! STATE/layers/<hex>/      a whole, verified layer, unpacked                           store/layers.rs
 //! STATE/layers/.work-<hex> a layer on its way in, flocked by whoever unpacks it        store/layers.rs
+//! STATE/leases/<name>      what somebody works on, kept from collection                store/lease.rs, collect.rs
 //! ```
 //!
 //! What always holds: a name without a leading dot in `images`, `blobs` and `layers` stands for something complete,
@@ -15,27 +16,40 @@
 //! and the power may go at any instant; what was half-made is invisible then, and is finished or swept away by the next
 //! one. Locks are `flock`s, which a dead process cannot hold. `STORE.md` beside this crate has every file's shape.
 
+mod collect;
 pub(crate) mod durable;
 mod error;
 mod format;
 mod layers;
+mod lease;
+mod loading;
 mod partial;
+mod room;
 mod tags;
+mod usage;
+mod verify;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use collect::{Collected, InUse, Scope};
 pub use error::Error;
 pub use format::FORMAT;
 pub use layers::{Input, LayerInfo};
+pub(crate) use loading::Loading;
 pub use partial::Partial;
+pub use room::Budget;
 pub use tags::{ImageRecord, Record};
+pub use usage::{ImageUse, Usage};
+pub use verify::{Finding, Item, Verified};
 
 use crate::cage::Cage;
 use crate::digest::{DiffId, Digest};
+use crate::disk;
 use crate::manifest::{Descriptor, Document, ImageConfig, MAX_DOCUMENT, Manifest};
 use crate::reference::Reference;
 
@@ -47,6 +61,8 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub struct Store {
     root: PathBuf,
     cage: Cage,
+    budget: Budget,
+    lease: Option<Arc<lease::Lease>>,
 }
 
 /// An image that is in the store: its manifest and config, read and matched with each other.
@@ -77,6 +93,8 @@ impl Store {
         let store = Self {
             root,
             cage: Cage::own(),
+            budget: Budget::default(),
+            lease: None,
         };
         durable::make_dir(&store.root.join("blobs"))?;
         for dir in [
@@ -119,6 +137,7 @@ impl Store {
 
     /// A blob's bytes and length, when it is here.
     pub fn blob(&self, digest: &Digest) -> Result<Option<File>, Error> {
+        self.hold_blob(digest)?;
         let path = self.blob_dir().join(digest.hex());
         match File::open(&path) {
             Ok(file) => Ok(Some(file)),
@@ -129,11 +148,13 @@ impl Store {
 
     /// Whether a blob is here, whole.
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        self.blob_dir().join(digest.hex()).is_file()
+        // What cannot be leased may be gone before it is used.
+        self.hold_blob(digest).is_ok() && self.blob_dir().join(digest.hex()).is_file()
     }
 
     /// A manifest's, index's or config's bytes, verified once more against the digest.
     pub fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
+        self.hold_blob(digest)?;
         let path = self.blob_dir().join(digest.hex());
         let Some(bytes) = durable::read_bounded(&path, MAX_DOCUMENT)? else {
             return Ok(None);
@@ -199,7 +220,7 @@ impl Store {
     /// Drops a blob, as a board does with a layer's once it is unpacked. Not there is fine.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), Error> {
         let path = self.blob_dir().join(digest.hex());
-        match fs::remove_file(&path) {
+        match disk::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
             _ => durable::sync_dir(&self.blob_dir()),
         }
@@ -267,4 +288,6 @@ pub(crate) fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Er
 }
 
 #[cfg(test)]
-mod tests;
+mod crash;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -4,7 +4,8 @@
 //! bytes -> decompress (gzip, zstd, plain) or apply a delta -> count and hash -> tar entries -> tree/ and metadata
 //! ```
 //!
-//! Runs inside the [`cage`](crate::cage). What always holds: nothing is created outside the one directory given, because every
+//! Beside tree and metadata lies the [`RECIPE`], from which [`regenerate`] makes the tar again and [`check`] tells whether the tree is still
+//! what the tar says. Runs inside the [`cage`](crate::cage). What always holds: nothing is created outside the one directory given, because every
 //! name is resolved component by component from its descriptor and no symbolic link is ever followed; memory does not grow with
 //! the layer; an entry that cannot be kept as it is is refused by name, or written down in the `metadata` file.
 //!
@@ -21,8 +22,10 @@
 //! | `.wh.NAME` | `NAME` as a character device 0:0, which needs no privilege since Linux 5.8 | |
 //! | `.wh..wh..opq` | `user.overlay.opaque=y` on the directory | |
 
+mod check;
 mod decompress;
 mod metadata;
+mod recipe;
 mod tar;
 mod tree;
 
@@ -34,13 +37,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::Class;
 use crate::digest::DiffId;
+use crate::disk;
 
+pub use check::Checked;
+pub use check::{check, regenerate};
 pub use metadata::{Note, parse_note};
 
 /// The directory inside the work directory that becomes the layer.
 pub const TREE: &str = "tree";
 /// The file beside it with what the tree cannot have.
 pub const METADATA: &str = "metadata";
+
+/// The file beside it from which, with the tree, the tar can be made again.
+pub const RECIPE: &str = "recipe";
 
 /// How a layer's bytes are to be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +87,8 @@ pub struct Limits {
     pub tar_bytes: u64,
     /// The most files, directories and links.
     pub entries: u64,
+    /// The most bytes of file contents that there is room for on the file system; more is as if it were full.
+    pub room: u64,
 }
 
 impl Limits {
@@ -98,6 +109,7 @@ impl Limits {
         Self {
             tar_bytes: bytes.saturating_mul(Self::RATIO).max(Self::SMALLEST),
             entries: Self::ENTRIES,
+            room: u64::MAX,
         }
     }
 }
@@ -240,15 +252,18 @@ pub fn unpack(
 }
 
 fn unpack_tar(input: impl Read, limits: &Limits, work: BorrowedFd<'_>) -> Result<Summary, Error> {
-    let mut source = decompress::Source::new(input, limits.tar_bytes);
-    let mut tree = tree::Tree::create(work, limits.entries)?;
+    let failed = |e| Error::io("create", RECIPE.as_bytes(), e);
+    let recipe = disk::make_file_at(work, RECIPE.as_bytes()).map_err(|e| failed(e.into()))?;
+    let recipe = recipe::Writer::new(recipe.into()).map_err(failed)?;
+    let mut source = decompress::Source::new(input, limits.tar_bytes, Some(recipe));
+    let mut tree = tree::Tree::create(work, limits)?;
     let unpacked = write_entries(&mut source, &mut tree);
     let written = unpacked.and_then(|()| tree.finish()).map_err(|e| match e {
         Error::NoSpace(_) => Error::NoSpace(source.position()),
         e => e,
     })?;
     source.drain()?;
-    let (diff_id, tar_size) = source.finish();
+    let (diff_id, tar_size) = source.finish()?;
     Ok(Summary {
         diff_id,
         tar_size,

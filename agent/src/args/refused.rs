@@ -193,22 +193,6 @@ const FLAGS: &[(&str, &str, &str)] = &[
         "-s",
         "sizes are not measured; use du in the state directory",
     ),
-    (
-        "images",
-        "--filter",
-        "filters are not supported yet; use --format json and jq",
-    ),
-    (
-        "images",
-        "-f",
-        "filters are not supported yet; use --format json and jq",
-    ),
-    ("images", "-a", "only whole images are kept; leave the flag out"),
-    (
-        "images",
-        "--all",
-        "only whole images are kept; leave the flag out",
-    ),
     ("logs", "--details", "there are none; leave the flag out"),
     ("logs", "--until", "use --timestamps and cut where you want"),
     ("pull", "-a", "name one tag at a time"),
@@ -229,6 +213,10 @@ const COMMANDS: &[(&str, &str)] = &[
         "compose",
         "give the agent Pod files instead; see wherry agent --help",
     ),
+    (
+        "search",
+        "registries have no search in common; look on the registry's web page, or ask one you know for its list: curl https://REGISTRY/v2/_catalog",
+    ),
     ("create", "use wherry run -d"),
     ("attach", "not supported yet; use wherry logs -f, or wherry exec"),
     ("restart", "use wherry stop and wherry start"),
@@ -240,16 +228,7 @@ const COMMANDS: &[(&str, &str)] = &[
         "volume",
         "volumes are directories of the board; see -v in wherry run --help",
     ),
-    (
-        "rmi",
-        "removing images is not supported yet; they stay in the state directory",
-    ),
     ("login", "put the registry's login into docker's config.json"),
-    (
-        "save",
-        "not supported yet; push the image to wherry serve and copy it from there",
-    ),
-    ("load", "pull it from an OCI layout: wherry pull oci:DIR:TAG"),
     (
         "cp",
         "use wherry exec with cat or tar, or -v HOST_PATH:CONTAINER_PATH",

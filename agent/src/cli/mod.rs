@@ -6,13 +6,19 @@
 
 mod ago;
 mod attach;
+mod completion;
 mod delta;
 mod doctor;
 mod exec;
 mod failure;
+mod filter;
+mod format;
+mod history;
+mod image;
 mod images;
 mod inspect;
 mod kill;
+mod load;
 mod login;
 mod logs;
 mod place;
@@ -22,13 +28,17 @@ mod pull;
 mod push;
 mod registry;
 mod rm;
+mod rmi;
 mod run;
+mod save;
 mod serve;
 mod start;
 mod stop;
+mod system;
 mod table;
 mod tag;
 mod terminal;
+mod verify;
 mod version;
 
 use std::ffi::OsString;
@@ -73,6 +83,12 @@ pub enum Verb {
     Logout(login::LogoutArgs),
     Tag(tag::Args),
     Images(images::Args),
+    Rmi(rmi::Args),
+    Image(image::Args),
+    History(history::Args),
+    Save(save::Args),
+    Load(load::Args),
+    Verify(verify::Args),
     Run(run::Args),
     Start(start::Args),
     Stop(stop::Args),
@@ -85,7 +101,10 @@ pub enum Verb {
     Serve(serve::Args),
     Delta(delta::Args),
     Agent(crate::daemon::Args),
+    System(system::Args),
     Doctor(doctor::Args),
+    Completion(completion::Args),
+    Man(completion::ManArgs),
     Version(version::Args),
 }
 
@@ -124,6 +143,7 @@ fn understand(words: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failu
         Some("--version" | "-v") => *typed.first_mut().unwrap_or(&mut String::new()) = "version".into(),
         Some(_) => {}
     }
+    shorter(&mut typed);
     let normal = crate::args::normalise(&typed, &Wherry::get_args_info()).map_err(usage)?;
     let words: Vec<&str> = normal.iter().map(String::as_str).collect();
     match Wherry::from_args(&["wherry"], &words) {
@@ -131,6 +151,32 @@ fn understand(words: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failu
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Help(exit.output)),
         Err(exit) => Err(usage(one_line(&exit.output))),
     }
+}
+
+/// `image ls` and the like are the verbs without `image`, which has the rest.
+fn shorter(typed: &mut Vec<String>) {
+    // Behind `--root DIR`, where that is given.
+    let at = match typed.first().map(String::as_str) {
+        Some("--root") => 2,
+        Some(first) if first.starts_with("--root=") => 1,
+        _ => 0,
+    };
+    if typed.get(at).map(String::as_str) != Some("image") {
+        return;
+    }
+    let verb: &[&str] = match typed.get(at + 1).map(String::as_str) {
+        Some("ls" | "list") => &["images"],
+        Some("rm" | "remove") => &["rmi"],
+        Some("inspect") => &["inspect", "--type", "image"],
+        Some("history") => &["history"],
+        Some("load") => &["load"],
+        Some("pull") => &["pull"],
+        Some("push") => &["push"],
+        Some("save") => &["save"],
+        Some("tag") => &["tag"],
+        _ => return,
+    };
+    typed.splice(at..at + 2, verb.iter().map(|word| (*word).to_owned()));
 }
 
 /// The parser's message, which is several lines with a list in it.
@@ -158,6 +204,12 @@ fn dispatch(wherry: Wherry) -> Result<ExitCode, Failure> {
         Verb::Logout(args) => login::logout(&args),
         Verb::Tag(args) => tag::run(&args, &place),
         Verb::Images(args) => images::run(&args, &place),
+        Verb::Rmi(args) => rmi::run(&args, &place),
+        Verb::Image(args) => image::run(&args, &place),
+        Verb::History(args) => history::run(&args, &place),
+        Verb::Save(args) => save::run(&args, &place),
+        Verb::Load(args) => load::run(&args, &place),
+        Verb::Verify(args) => verify::run(&args, &place),
         Verb::Run(args) => run::run(args, &place).map_err(Failure::of_run),
         Verb::Start(args) => start::run(&args, &place),
         Verb::Stop(args) => stop::run(&args, &place),
@@ -171,7 +223,10 @@ fn dispatch(wherry: Wherry) -> Result<ExitCode, Failure> {
         Verb::Delta(args) => delta::run(args, &place),
         Verb::Agent(args) => crate::daemon::run(args, &place.root()?, &place::find_runtime()?)
             .map_err(|error| Failure::of(&error)),
+        Verb::System(args) => system::run(&args, &place),
         Verb::Doctor(args) => doctor::run(&args, &place),
+        Verb::Completion(args) => completion::run(&args),
+        Verb::Man(args) => completion::man(&args),
         Verb::Version(args) => version::run(&args, &place),
     }
 }
@@ -195,6 +250,22 @@ mod tests {
                 "{}: {text}",
                 command.name
             );
+        }
+    }
+
+    #[test]
+    fn the_long_forms_of_docker() {
+        for (long, short) in [
+            ("image ls -a", "images -a"),
+            ("image rm x", "rmi x"),
+            ("--root /x image inspect y", "--root /x inspect --type image y"),
+            ("--root=/x image save y", "--root=/x save y"),
+            ("image prune", "image prune"),
+            ("run image ls", "run image ls"),
+        ] {
+            let mut typed: Vec<String> = long.split(' ').map(str::to_owned).collect();
+            shorter(&mut typed);
+            assert_eq!(typed.join(" "), short);
         }
     }
 

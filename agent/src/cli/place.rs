@@ -51,7 +51,7 @@ impl Place {
 
     /// The images.
     pub(super) fn store(&self) -> Result<Store, Failure> {
-        Ok(Store::open(&self.root()?)?)
+        Ok(Store::open(&self.root()?)?.with_budget(crate::budget::of_environment()))
     }
 
     /// The containers.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::ago;
 use super::failure::{Failure, print};
+use super::format::Format;
 use super::place::Place;
 use super::table;
 use crate::container::{Container, Network, Source, Status, Timestamp};
@@ -34,13 +35,13 @@ pub struct Args {
     /// whole ids and commands
     #[argh(switch)]
     pub no_trunc: bool,
-    /// table, or json: one object a line
+    /// table, json: one object a line, or a template such as '{{.Names}}'
     #[argh(option, arg_name = "format", default = "String::from(\"table\")")]
     pub format: String,
 }
 
 pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
-    let as_json = super::images::is_json(&args.format)?;
+    let format = Format::parse(&args.format)?;
     let listing = place.containers()?.list()?;
     let now = Timestamp::now();
     let mut shown: Vec<&Container> = listing
@@ -63,10 +64,16 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<ExitCode, Failure> {
                 .map(|container| id(container) + "\n")
                 .collect::<String>(),
         )?;
-    } else if as_json {
-        let line =
-            |container: &&Container| format!("{}\n", object(container, &id(container), args.no_trunc, now));
-        print(&shown.iter().map(line).collect::<String>())?;
+    } else if format != Format::Table {
+        let objects: Vec<_> = shown
+            .iter()
+            .map(|container| object(container, &id(container), args.no_trunc, now))
+            .collect();
+        print(
+            &format
+                .list(&objects, &[("ID", "CONTAINER ID")])?
+                .unwrap_or_default(),
+        )?;
     } else {
         let rows: Vec<[String; 7]> = shown
             .iter()

@@ -150,7 +150,9 @@ pub(super) fn fetch(
 pub(super) fn failure(verb: &str, what: &str, error: &pull::Error) -> Failure {
     let advice = match error {
         pull::Error::Registry(error) => registry::advice(error),
-        pull::Error::Store(error) => registry::store_advice(error),
+        pull::Error::Store(error) | pull::Error::Layout(wherry_images::layout::Error::Store(error)) => {
+            registry::store_advice(error)
+        }
         pull::Error::Platform { .. } => "; choose another with --platform",
         pull::Error::NoRoom { .. } => "; free some space or choose another place with --root",
         _ => "",

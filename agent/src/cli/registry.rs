@@ -86,7 +86,10 @@ pub(super) fn advice(error: &wherry_images::registry::Error) -> &'static str {
 pub(super) fn store_advice(error: &wherry_images::store::Error) -> &'static str {
     use wherry_images::store::Error;
     match error {
-        Error::NoSpace { .. } => "; free some space or choose another place with --root",
+        Error::NoSpace { .. } | Error::Room { .. } => {
+            "; free some space (wherry image prune) or choose another place with --root"
+        }
+        Error::InUse(_) => "; see wherry ps -a, and remove or mend what cannot be read",
         Error::Newer { .. } => "; upgrade wherry",
         Error::NoImage(_) => "; see wherry images, or pull it first",
         _ => "",

@@ -8,14 +8,21 @@ pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -
     let rows: Vec<[String; N]> = std::iter::once(header.map(str::to_owned))
         .chain(rows.iter().map(|row| row.clone().map(|cell| clean(&cell))))
         .collect();
-    let mut widths = [0; N];
-    for row in &rows {
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    self::rows(&rows)
+}
+
+/// Lays out lines of cells, each column as wide as its widest.
+pub(super) fn rows(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
             line.push_str(cell);

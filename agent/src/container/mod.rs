@@ -16,6 +16,7 @@
 //! is believed only under the truth rule of [`Observed`]; whoever finds a container without its monitor cleans up.
 
 mod directory;
+mod in_use;
 mod launch;
 mod limits;
 mod names;
@@ -35,6 +36,7 @@ use observed::{Truth, VERSION};
 use process::Exit;
 
 pub(crate) use directory::{Lock, make_directory, read_bounded, sync_directory, write_durably};
+pub use in_use::{User, in_use, is_supervised, users};
 pub use launch::Attach;
 pub(crate) use launch::started_root;
 pub use limits::{Flags as LimitFlags, Limits, Ulimit};
@@ -305,6 +307,7 @@ impl Containers {
     /// Makes a container that does not run yet. A spec without a name gets one, a port without a host port a free one.
     pub fn create(&self, spec: &Spec) -> Result<Container, Error> {
         let mut spec = spec.clone();
+        let _lease = self.hold_image(&spec.image)?;
         launch::choose_ports(&mut spec.ports)?;
         if !spec.hostname.is_empty() {
             check_hostname(&spec.hostname)?;
@@ -409,6 +412,16 @@ impl Containers {
                 pod: format!("{}/{}", place.0, place.1),
             }),
         }
+    }
+
+    /// Keeps what is here of an image from collection until the record that names it is there. Whether it is whole is told when
+    /// the container is started.
+    fn hold_image(&self, image: &Digest) -> Result<Store, Error> {
+        let store = self.store.leased()?;
+        if let Ok(image) = store.image(image) {
+            store.missing_layers(&image);
+        }
+        Ok(store)
     }
 
     fn image(&self, spec: &Spec) -> Result<Image, Error> {
@@ -608,16 +621,6 @@ impl Containers {
             }
         }
         Ok(())
-    }
-
-    /// Every image that a container is made of: collection must keep them.
-    pub fn images_in_use(&self) -> Result<Vec<Digest>, Error> {
-        Ok(self
-            .read_all()?
-            .containers
-            .into_iter()
-            .map(|container| container.spec.image)
-            .collect())
     }
 
     fn directory(&self, id: &Id) -> Directory {

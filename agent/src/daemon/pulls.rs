@@ -13,10 +13,12 @@ use rustix::event::EventfdFlags;
 use serde_json::{Value, json};
 use wherry_images::pull::{How, PullOptions, Pulled, pull};
 use wherry_images::registry::{Client, Options};
-use wherry_images::{Class, Reference, Store};
+use wherry_images::store::Scope;
+use wherry_images::{Class, Image, Reference, Store};
 
 use super::Error;
 use crate::causes::line;
+use crate::container;
 
 /// An image to fetch for a pod.
 #[derive(Debug)]
@@ -74,7 +76,7 @@ impl Puller {
         let ready = Arc::new(ready);
         let (jobs, work) = mpsc::channel::<Job>();
         let (done, outcomes) = mpsc::channel();
-        let store = Store::open(root)?;
+        let store = Store::open(root)?.with_budget(crate::budget::of_environment());
         let wake = Arc::clone(&ready);
         std::thread::Builder::new()
             .name("fetch".into())
@@ -137,14 +139,13 @@ fn fetch(store: &Store, insecure: &[String], job: &Job) -> Result<Fetched, Failu
     // A client for each fetch: its connections and certificates are not kept in memory between them.
     let client = Client::new(options);
     let began = Instant::now();
-    let pulled = pull(
-        store,
-        &client,
-        &job.reference,
-        &PullOptions::default(),
-        &mut |_| {},
-    )
-    .map_err(|error| {
+    let options = PullOptions::default();
+    let attempt = || pull(store, &client, &job.reference, &options, &mut |_| {});
+    let pulled = attempt().or_else(|error| match make_room(store, &error) {
+        true => attempt(),
+        false => Err(error),
+    });
+    let pulled = pulled.map_err(|error| {
         let class = error.class();
         Failure {
             message: line(&error),
@@ -158,6 +159,41 @@ fn fetch(store: &Store, insecure: &[String], job: &Job) -> Result<Fetched, Failu
         wire: pulled.wire,
         record: record(&pulled, milliseconds),
     })
+}
+
+/// Where the disk is too full for a pull: forgets the images that this agent pulled for pods which no longer want them (their names
+/// carry the digest) and those without a name. What people named, what any container or pod uses and what a pod falls back to
+/// stays. Answers whether that gave anything back, and so whether to try again.
+fn make_room(store: &Store, error: &wherry_images::pull::Error) -> bool {
+    use wherry_images::pull::Error as Pull;
+    use wherry_images::registry::Error as Registry;
+    use wherry_images::store::Error as Full;
+    let full = match error {
+        Pull::Store(error) | Pull::Registry(Registry::Store(error)) => {
+            matches!(error, Full::NoSpace { .. } | Full::Room { .. })
+        }
+        _ => false,
+    };
+    if !full {
+        return false;
+    }
+    let ours = |image: &Image| {
+        image
+            .reference
+            .as_ref()
+            .is_none_or(|name| name.digest().is_some())
+    };
+    match store.collect(Scope::Unused(&ours), &mut || container::in_use(store.root())) {
+        Ok(done) => {
+            let (bytes, layers) = (done.bytes, done.layers.len());
+            tracing::info!(bytes, layers, error = line(error), "made room for a pull");
+            done.bytes > 0
+        }
+        Err(error) => {
+            tracing::warn!(error = line(&error), "no room could be made for a pull");
+            false
+        }
+    }
 }
 
 fn record(pulled: &Pulled, milliseconds: u64) -> Value {

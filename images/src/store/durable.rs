@@ -1,25 +1,24 @@
 //! The few ways in which the store changes the disk, each safe against a power cut at any point.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
 use super::Error;
+use crate::disk;
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| Error::io("sync", dir, e))
+    disk::sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
 }
 
 /// Makes a directory that only its owner may enter, unless it is there. Its name is durable: a blob that is synced in a
 /// directory that is not would go with it.
 pub(crate) fn make_dir(dir: &Path) -> Result<(), Error> {
-    match fs::DirBuilder::new().mode(0o700).create(dir) {
+    match disk::make_dir(dir) {
         Ok(()) => dir.parent().map_or(Ok(()), sync_dir),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(Error::io("create", dir, e)),
@@ -42,22 +41,15 @@ fn put(dir: &Path, name: &str, bytes: &[u8], durably: bool) -> Result<(), Error>
     let temporary = dir.join(format!(".{name}.tmp"));
     let path = dir.join(name);
     let write = || {
-        let options = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .clone();
-        let mut file = options.open(&temporary)?;
-        file.write_all(bytes)?;
+        let file = disk::write_new(&temporary, bytes)?;
         if durably {
-            file.sync_all()?;
+            disk::sync_data(&file)?;
         }
-        fs::rename(&temporary, &path)
+        disk::rename(&temporary, &path)
     };
     write().map_err(|e| {
         // Best effort: the name is overwritten next time anyway.
-        let _ = fs::remove_file(&temporary);
+        let _ = disk::remove_file(&temporary);
         Error::io("write", &path, e)
     })
 }
@@ -83,26 +75,38 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, E
     Ok(Some(bytes))
 }
 
-/// An exclusive `flock` on a file or directory, held until dropped; a dead process holds none.
+/// A `flock` on a file or directory, held until dropped; a dead process holds none.
 #[derive(Debug)]
 pub(super) struct Lock {
     /// What is locked.
     pub(super) file: File,
 }
 
-/// Locks what `open` opens at `path`, waiting for whoever holds it, and makes sure that the name still means what was
-/// locked: the previous holder may have renamed or removed it. `None` when `wait` is false and another holds it.
+/// How a lock is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Alone, waiting for whoever holds it.
+    Wait,
+    /// Alone, if nobody holds it.
+    Try,
+    /// Together with others that want it so, waiting for whoever holds it alone.
+    Share,
+}
+
+/// Locks what `open` opens at `path` and makes sure that the name still means what was locked: the previous holder may
+/// have renamed or removed it. `None` for [`Want::Try`] alone: another holds it, or there is nothing.
 pub(super) fn lock(
     path: &Path,
-    wait: bool,
+    want: Want,
     mut open: impl FnMut(&Path) -> io::Result<File>,
 ) -> Result<Option<Lock>, Error> {
     let failed = |e: io::Error| Error::io("lock", path, e);
-    let operation = if wait {
-        FlockOperation::LockExclusive
-    } else {
-        FlockOperation::NonBlockingLockExclusive
+    let operation = match want {
+        Want::Wait => FlockOperation::LockExclusive,
+        Want::Try => FlockOperation::NonBlockingLockExclusive,
+        Want::Share => FlockOperation::LockShared,
     };
+    let wait = want != Want::Try;
     loop {
         let file = match open(path) {
             // Between making it and opening it somebody may have swept it away as abandoned. Where it cannot be made at
@@ -135,7 +139,7 @@ pub(super) fn lock(
 
 /// Removes a directory and all in it; nothing there is fine.
 pub(super) fn remove_tree(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
+    match disk::remove_tree(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, e)),
         _ => Ok(()),
     }

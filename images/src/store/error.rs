@@ -17,6 +17,28 @@ pub enum Error {
         /// To what.
         path: PathBuf,
     },
+    /// It would not fit beside what the board needs.
+    #[error(
+        "image {image}: at least {} needed and {} left: {} free, {} kept in reserve{}",
+        size(*.needed), size(*.room), size(*.free), size(*.reserve), quota_words(*.quota)
+    )]
+    Room {
+        /// The image.
+        image: Digest,
+        /// The bytes that its missing layers take at least, at once.
+        needed: u64,
+        /// The bytes that may be written.
+        room: u64,
+        /// The bytes that the file system has free.
+        free: u64,
+        /// The bytes that stay free.
+        reserve: u64,
+        /// The store's own limit.
+        quota: Option<u64>,
+    },
+    /// What is in use could not be found out, or not which parts it has.
+    #[error("nothing was collected: {0}")]
+    InUse(String),
     /// The operating system refused.
     #[error("{action} {path}: {source}")]
     Io {
@@ -115,6 +137,9 @@ pub enum Error {
         /// Why not.
         source: crate::cage::Error,
     },
+    /// An archive of images that could not be unpacked.
+    #[error("the archive: {0}")]
+    Archive(crate::cage::Error),
     /// A file of the store's own is not what the store wrote.
     #[error("{path}: {reason}")]
     Broken {
@@ -137,18 +162,31 @@ impl Error {
     /// What the failure means to whoever may try again.
     pub fn class(&self) -> Class {
         match self {
-            Self::NoSpace { .. } | Self::Io { .. } => Class::Transient,
+            Self::NoSpace { .. } | Self::Room { .. } | Self::Io { .. } => Class::Transient,
             Self::Digest { .. } | Self::Length { .. } | Self::DiffId { .. } | Self::Broken { .. } => {
                 Class::Corrupt
             }
             Self::Document(source) => source.class(),
-            Self::Layer { source, .. } => source.class(),
+            Self::Layer { source, .. } | Self::Archive(source) => source.class(),
             Self::Newer { .. }
             | Self::NotState { .. }
             | Self::NoImage(_)
             | Self::Ambiguous { .. }
             | Self::NoBlob { .. }
+            | Self::InUse(_)
             | Self::Image { .. } => Class::Permanent,
         }
     }
+}
+
+/// A size as people read it.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        _ => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+    }
+}
+
+fn quota_words(quota: Option<u64>) -> String {
+    quota.map_or(String::new(), |quota| format!(", quota {}", size(quota)))
 }

@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use super::durable::{self, lock};
+use super::durable::{self, Want, lock};
 use super::{Error, LOST_AND_FOUND};
 
 /// The format that this version reads and writes.
@@ -41,7 +41,7 @@ pub(super) fn prepare(root: &Path) -> Result<(), Error> {
     if read(root)? == Some(FORMAT) {
         return own(root);
     }
-    let Some(_lock) = lock(root, true, |path| File::open(path))? else {
+    let Some(_lock) = lock(root, Want::Wait, |path| File::open(path))? else {
         return Err(not_state("it cannot be locked".into()));
     };
     let from = match read(root)? {

@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{self, Lock};
+use super::durable::{self, Lock, Want};
 use super::{Error, Store, to_json};
 use crate::digest::DiffId;
-use crate::unpack::{Encoding, Limits, Summary, TREE};
+use crate::disk;
+use crate::unpack::{Encoding, Limits, RECIPE, Summary, TREE};
 
 pub use crate::cage::Input;
 
@@ -27,7 +28,9 @@ const LAYER_FILE: &str = "layer.json";
 /// It is a few numbers.
 const MAX_LAYER_FILE: u64 = 64 << 10;
 /// What a directory is called while it is not yet a layer.
-const WORK_PREFIX: &str = ".work-";
+pub(super) const WORK_PREFIX: &str = ".work-";
+/// What it is called when it is a layer no more.
+const GONE_PREFIX: &str = ".gone-";
 
 /// `layer.json`: what is known about an unpacked layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,11 +69,18 @@ impl Store {
 
     /// Whether a layer is here, whole.
     pub fn has_layer(&self, diff_id: &DiffId) -> bool {
-        self.layers_dir().join(diff_id.hex()).is_dir()
+        // What cannot be leased may be gone before it is used.
+        self.hold_layer(diff_id).is_ok() && self.layers_dir().join(diff_id.hex()).is_dir()
+    }
+
+    /// Whether a layer's tar can be made again.
+    pub fn has_recipe(&self, diff_id: &DiffId) -> bool {
+        self.has_layer(diff_id) && self.layers_dir().join(diff_id.hex()).join(RECIPE).is_file()
     }
 
     /// What is known about a layer.
     pub fn layer_info(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, Error> {
+        self.hold_layer(diff_id)?;
         let dir = self.layers_dir().join(diff_id.hex());
         let path = dir.join(LAYER_FILE);
         let Some(bytes) = durable::read_bounded(&path, MAX_LAYER_FILE)? else {
@@ -143,6 +153,10 @@ impl Store {
         work: &Path,
         lock: &Lock,
     ) -> Result<LayerInfo, Error> {
+        let limits = &Limits {
+            room: limits.room.min(self.room()?),
+            ..*limits
+        };
         let unpacked = self.cage.unpack(input, encoding, limits, &lock.file);
         let summary = unpacked.map_err(|source| match source {
             crate::cage::Error::Refused { no_space: true, .. } => Error::NoSpace {
@@ -179,24 +193,41 @@ impl Store {
             devices,
         };
         let path = work.join(LAYER_FILE);
-        fs::write(&path, to_json(&info, &path)?).map_err(|e| Error::io("write", &path, e))?;
+        disk::write_new(&path, &to_json(&info, &path)?).map_err(|e| Error::io("write", &path, e))?;
         // One call for a tree of thousands of files, where a sync for each would wear the card.
-        rustix::fs::syncfs(&lock.file).map_err(|e| Error::io("sync", work, e.into()))?;
+        disk::sync_file_system(&lock.file).map_err(|e| Error::io("sync", work, e))?;
         let dir = self.layers_dir();
-        fs::rename(work, dir.join(diff_id.hex())).map_err(|e| Error::io("rename", work, e))?;
+        disk::rename(work, &dir.join(diff_id.hex())).map_err(|e| Error::io("rename", work, e))?;
         durable::sync_dir(&dir)?;
         Ok(info)
     }
 
-    /// Removes what dead processes left half-made.
-    pub(super) fn sweep(&self) -> Result<(), Error> {
-        for (name, path) in durable::names(&self.layers_dir())? {
-            if !name.starts_with(WORK_PREFIX) {
+    /// Takes a layer out of sight, under the store's lock; [`sweep`](Self::sweep) removes it once the directory is synced.
+    pub(super) fn hide_layer(&self, diff_id: &DiffId) -> Result<(), Error> {
+        let dir = self.layers_dir();
+        let path = dir.join(diff_id.hex());
+        for n in 0_u32..u32::MAX {
+            let gone = dir.join(format!("{GONE_PREFIX}{}-{n}", diff_id.hex()));
+            if gone.symlink_metadata().is_ok() {
                 continue;
             }
-            if let Some(_lock) = durable::lock(&path, false, open_dir)? {
+            return match disk::rename(&path, &gone) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
+                _ => Ok(()),
+            };
+        }
+        Err(Error::io("remove", &path, io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Removes what dead processes left half-made, and layers that were taken out of sight.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        for (name, path) in durable::names(&self.layers_dir())? {
+            if !name.starts_with(WORK_PREFIX) && !name.starts_with(GONE_PREFIX) {
+                continue;
+            }
+            if let Some(_lock) = durable::lock(&path, Want::Try, open_dir)? {
                 durable::remove_tree(&path)?;
-                tracing::info!(path = %path.display(), "swept a layer that was left half-made");
+                tracing::info!(path = %path.display(), "swept a layer that was left half-made or half-removed");
             }
         }
         Ok(())
@@ -211,23 +242,20 @@ fn open_dir(path: &Path) -> io::Result<File> {
 }
 
 /// An empty work directory, locked.
-fn begin(work: &Path) -> Result<Lock, Error> {
-    let make_and_open = |path: &Path| {
-        use std::os::unix::fs::DirBuilderExt;
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-            _ => open_dir(path),
-        }
+pub(super) fn begin(work: &Path) -> Result<Lock, Error> {
+    let make_and_open = |path: &Path| match disk::make_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => open_dir(path),
     };
-    let lock = durable::lock(work, true, make_and_open)?
+    let lock = durable::lock(work, Want::Wait, make_and_open)?
         .ok_or_else(|| Error::io("lock", work, io::ErrorKind::WouldBlock.into()))?;
     for entry in fs::read_dir(work).map_err(|e| Error::io("list", work, e))? {
         let entry = entry.map_err(|e| Error::io("list", work, e))?;
         let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
         let removed = if is_dir {
-            fs::remove_dir_all(entry.path())
+            disk::remove_tree(&entry.path())
         } else {
-            fs::remove_file(entry.path())
+            disk::remove_file(&entry.path())
         };
         removed.map_err(|e| Error::io("remove", &entry.path(), e))?;
     }

@@ -7,19 +7,19 @@
 //! every [`SYNC_EVERY`] and the length then reached is noted together with the boot it happened in; on another boot
 //! the file is cut back to the noted length. After a mere kill the page cache has everything and nothing is cut.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{self, Lock};
+use super::durable::{self, Lock, Want};
 use super::{Error, Store};
 use crate::digest::{Digest, Hasher};
+use crate::disk;
 
 /// How many bytes a power cut may cost; each sync writes at most this much and wears the card by one small file more.
-const SYNC_EVERY: u64 = 8 << 20;
+const SYNC_EVERY: u64 = if cfg!(test) { 32 << 10 } else { 8 << 20 };
 /// The noted facts fit easily.
 const MAX_FACTS_LEN: u64 = 4096;
 /// An ETag longer than this is not worth keeping.
@@ -63,6 +63,7 @@ impl Store {
     /// Takes hold of the partial of a blob of `size` bytes, waiting while another process has it. What was received
     /// before is there: go on from [`Partial::offset`].
     pub fn partial(&self, digest: &Digest, size: u64) -> Result<Partial, Error> {
+        self.hold_blob(digest)?;
         self.open_partial(digest.hex(), Expected::Blob(*digest, size))
     }
 
@@ -83,16 +84,7 @@ impl Store {
     fn open_partial(&self, name: String, expected: Expected) -> Result<Partial, Error> {
         let dir = self.partial_dir();
         let path = dir.join(&name);
-        let open = |path: &std::path::Path| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(path)
-        };
-        let Some(lock) = durable::lock(&path, true, open)? else {
+        let Some(lock) = durable::lock(&path, Want::Wait, disk::open_or_make)? else {
             return Err(Error::io("lock", &path, io::ErrorKind::WouldBlock.into()));
         };
         let len = lock
@@ -159,6 +151,7 @@ impl Store {
     /// As [`commit_blob`](Self::commit_blob), for an upload: the digest is what the uploader says it is, or the upload
     /// is dropped.
     pub fn commit_upload(&self, mut partial: Partial, digest: &Digest) -> Result<(), Error> {
+        self.hold_blob(digest)?;
         partial.expected = Expected::Blob(*digest, partial.len);
         self.commit_blob(partial).map(|_| ())
     }
@@ -168,10 +161,10 @@ impl Store {
         let dir = self.blob_dir();
         let to = dir.join(digest.hex());
         partial.sync_data()?;
-        fs::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
+        disk::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
         durable::sync_dir(&dir)?;
         // The facts without their file mean nothing; a cut in between leaves them to the next partial of this blob.
-        let _ = fs::remove_file(partial.facts_path());
+        let _ = disk::remove_file(&partial.facts_path());
         Ok(digest)
     }
 }
@@ -224,12 +217,9 @@ impl Partial {
         }
         let path = self.path();
         self.hash_what_is_there()?;
-        let written = (&self.lock.file)
-            .seek(SeekFrom::Start(self.len))
-            .and_then(|_| (&self.lock.file).write_all(bytes));
-        if let Err(e) = written {
+        if let Err(e) = disk::write_at(&self.lock.file, bytes, self.len) {
             // Part of the bytes may be there: forget them, the length on disk is the truth that is resumed from.
-            let _ = self.lock.file.set_len(self.len);
+            let _ = disk::set_len(&self.lock.file, self.len);
             return Err(Error::io("write", &path, e));
         }
         if let Some(hasher) = &mut self.hasher {
@@ -247,10 +237,7 @@ impl Partial {
         if len >= self.len {
             return Ok(());
         }
-        self.lock
-            .file
-            .set_len(len)
-            .map_err(|e| Error::io("truncate", &self.path(), e))?;
+        disk::set_len(&self.lock.file, len).map_err(|e| Error::io("truncate", &self.path(), e))?;
         self.len = len;
         self.hasher = None;
         if self.facts.synced > len {
@@ -267,10 +254,7 @@ impl Partial {
     }
 
     fn sync_data(&mut self) -> Result<(), Error> {
-        self.lock
-            .file
-            .sync_data()
-            .map_err(|e| Error::io("sync", &self.path(), e))?;
+        disk::sync_data(&self.lock.file).map_err(|e| Error::io("sync", &self.path(), e))?;
         self.facts.synced = self.len;
         Ok(())
     }
@@ -346,14 +330,18 @@ impl Partial {
     /// Throws the bytes away.
     pub fn discard(self) -> Result<(), Error> {
         let path = self.path();
-        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-        let _ = fs::remove_file(self.facts_path());
+        disk::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        let _ = disk::remove_file(&self.facts_path());
         Ok(())
     }
 }
 
 /// The kernel's name of this boot.
 fn boot_id() -> Option<String> {
+    #[cfg(test)]
+    if let Some(other) = super::crash::BOOT.with(|boot| boot.borrow().clone()) {
+        return Some(other);
+    }
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }

@@ -3,15 +3,15 @@
 //! The file's name is derived from the reference because references may be longer than a file name; the reference itself
 //! stands inside and counts.
 
-use std::fs;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{self, Lock};
+use super::durable::{self, Lock, Want};
 use super::{Error, Image, Store, to_json};
 use crate::Class;
 use crate::digest::Digest;
+use crate::disk;
 use crate::manifest::{Descriptor, Document, MAX_DOCUMENT};
 use crate::platform::Platform;
 use crate::reference::Reference;
@@ -48,22 +48,14 @@ pub struct ImageRecord {
 }
 
 impl Store {
-    fn record_name(reference: &Reference) -> String {
+    pub(super) fn record_name(reference: &Reference) -> String {
         format!("{}.json", Digest::of(reference.to_string().as_bytes()).hex())
     }
 
-    fn lock_tags(&self) -> Result<Lock, Error> {
+    /// The store's lock: alone while a tag changes and while a collection decides, shared while a lease grows.
+    pub(super) fn lock(&self, want: Want) -> Result<Lock, Error> {
         let path = self.root().join("lock");
-        let open = |path: &std::path::Path| {
-            use std::os::unix::fs::OpenOptionsExt;
-            fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(path)
-        };
-        durable::lock(&path, true, open)?
+        durable::lock(&path, want, disk::open_or_make)?
             .ok_or_else(|| Error::io("lock", &path, std::io::ErrorKind::WouldBlock.into()))
     }
 
@@ -81,27 +73,28 @@ impl Store {
 
     /// Makes `reference` name any document that is in the store.
     pub fn set_tag(&self, reference: &Reference, target: &Descriptor) -> Result<(), Error> {
-        if !self.has_blob(&target.digest) {
-            return Err(Error::NoBlob {
-                what: "manifest",
-                digest: target.digest,
-            });
-        }
         let record = Record {
             version: 1,
             reference: reference.clone(),
             target: target.clone(),
         };
         let (dir, name) = (self.image_dir(), Self::record_name(reference));
-        let _lock = self.lock_tags()?;
+        let _lock = self.lock(Want::Wait)?;
+        // Under the lock: a collection in between would have taken it away.
+        if !self.has_blob(&target.digest) {
+            return Err(Error::NoBlob {
+                what: "manifest",
+                digest: target.digest,
+            });
+        }
         durable::replace(&dir, &name, &to_json(&record, &dir.join(&name))?)
     }
 
     /// Forgets a name. What it named stays.
     pub fn remove_tag(&self, reference: &Reference) -> Result<(), Error> {
         let path = self.image_dir().join(Self::record_name(reference));
-        let _lock = self.lock_tags()?;
-        match fs::remove_file(&path) {
+        let _lock = self.lock(Want::Wait)?;
+        match disk::remove_file(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::NoImage(reference.familiar())),
             Err(e) => Err(Error::io("remove", &path, e)),
             Ok(()) => durable::sync_dir(&self.image_dir()),
@@ -153,7 +146,7 @@ impl Store {
 
     /// The image that a record means: itself, or this board's of an index; `None` for an artifact and for an image that is
     /// not here.
-    fn image_of(&self, record: &Record) -> Result<Option<Image>, Error> {
+    pub(super) fn image_of(&self, record: &Record) -> Result<Option<Image>, Error> {
         let Some(bytes) = self.document(&record.target.digest)? else {
             return Ok(None);
         };
@@ -265,7 +258,7 @@ fn unless_damaged<T>(name: &str, found: Result<T, Error>) -> Result<Option<T>, E
     }
 }
 
-fn read_record(path: PathBuf) -> Result<Option<Record>, Error> {
+pub(super) fn read_record(path: PathBuf) -> Result<Option<Record>, Error> {
     let limit = MAX_RECORD_LEN.min(MAX_DOCUMENT);
     let Some(bytes) = durable::read_bounded(&path, limit)? else {
         return Ok(None);

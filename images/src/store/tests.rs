@@ -1,5 +1,6 @@
 //! The store's promises, one process; several processes and kills are in `tests/store.rs` of this crate.
 
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -7,18 +8,18 @@ use crate::manifest::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use crate::unpack::{Encoding, Limits};
 use crate::{Class, Platform};
 
-struct Home {
-    dir: tempfile::TempDir,
-    store: Store,
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Store,
 }
 
-fn home() -> Home {
+pub(crate) fn home() -> Home {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state")).unwrap();
     Home { dir, store }
 }
 
-fn all_files(dir: &Path) -> Vec<String> {
+pub(super) fn all_files(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(next) = todo.pop() {
@@ -36,14 +37,14 @@ fn all_files(dir: &Path) -> Vec<String> {
 }
 
 /// A tar with one file in it.
-fn tar(content: &str) -> Vec<u8> {
+pub(crate) fn tar(content: &str) -> Vec<u8> {
     crate::unpack::tests::Tar::default()
         .file("f", content.as_bytes())
         .end()
 }
 
 /// Puts an image of one layer into the store; the layer itself only when `unpack` says so.
-fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
+pub(crate) fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
     let tar = tar(content);
     let diff_id = DiffId::of(&tar);
     let platform = Platform::host();
@@ -64,7 +65,7 @@ fn put_image(store: &Store, content: &str, unpack: bool) -> Image {
     store.image(&digest).unwrap()
 }
 
-fn unpack_tar(store: &Store, mut tar: &[u8], diff_id: &DiffId) -> Result<LayerInfo, Error> {
+pub(crate) fn unpack_tar(store: &Store, mut tar: &[u8], diff_id: &DiffId) -> Result<LayerInfo, Error> {
     let limits = Limits::for_blob(tar.len() as u64);
     store.unpack_layer(diff_id, Input::Stream(&mut tar), &Encoding::Layer, &limits)
 }

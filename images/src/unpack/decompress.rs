@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use super::Error;
+use super::{Error, recipe};
 use crate::digest::{DiffId, Hasher};
 
 /// Largest zstd window taken, as a power of two: 64 MiB. A board has 512 MB in all.
@@ -95,15 +95,18 @@ pub(super) struct Source<R: Read> {
     hasher: Hasher,
     position: u64,
     limit: u64,
+    /// Told of all that is not a file's content.
+    recipe: Option<recipe::Writer>,
 }
 
 impl<R: Read> Source<R> {
-    pub(super) fn new(input: R, limit: u64) -> Self {
+    pub(super) fn new(input: R, limit: u64, recipe: Option<recipe::Writer>) -> Self {
         Self {
             input: BufReader::with_capacity(CHUNK, input),
             hasher: Hasher::new(),
             position: 0,
             limit,
+            recipe,
         }
     }
 
@@ -116,6 +119,25 @@ impl<R: Read> Source<R> {
     pub(super) fn with_next<T>(
         &mut self,
         max: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<(usize, T), Error> {
+        self.with_either(max, None, take)
+    }
+
+    /// As [`with_next`](Self::with_next), for bytes that go into a file of the tree, at that offset.
+    pub(super) fn with_content<T>(
+        &mut self,
+        max: usize,
+        file: (&[u8], u64),
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<(usize, T), Error> {
+        self.with_either(max, Some(file), take)
+    }
+
+    fn with_either<T>(
+        &mut self,
+        max: usize,
+        file: Option<(&[u8], u64)>,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<(usize, T), Error> {
         let bytes = loop {
@@ -138,6 +160,13 @@ impl<R: Read> Source<R> {
             });
         }
         self.hasher.update(bytes);
+        if let Some(recipe) = &mut self.recipe {
+            let noted = match file {
+                Some((path, offset)) => recipe.copy(path, offset, n as u64),
+                None => recipe.bytes(bytes),
+            };
+            noted.map_err(|e| Error::io("write", super::RECIPE.as_bytes(), e))?;
+        }
         let taken = take(bytes);
         self.input.consume(n);
         Ok((n, taken))
@@ -167,7 +196,11 @@ impl<R: Read> Source<R> {
     }
 
     /// The digest over everything taken, and how much it was.
-    pub(super) fn finish(self) -> (DiffId, u64) {
-        (self.hasher.diff_id(), self.position)
+    pub(super) fn finish(self) -> Result<(DiffId, u64), Error> {
+        if let Some(recipe) = self.recipe {
+            let ended = recipe.finish();
+            ended.map_err(|e| Error::io("write", super::RECIPE.as_bytes(), e))?;
+        }
+        Ok((self.hasher.diff_id(), self.position))
     }
 }

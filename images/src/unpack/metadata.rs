@@ -12,6 +12,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::Output;
+
 use super::tar::{Entry, Kind};
 
 /// A device node that was left out.
@@ -109,11 +111,11 @@ fn escape(bytes: &[u8]) -> String {
 }
 
 /// The file being written.
-pub(super) struct Writer(BufWriter<File>);
+pub(super) struct Writer(BufWriter<Output>);
 
 impl Writer {
     pub(super) fn new(file: File) -> Self {
-        Self(BufWriter::new(file))
+        Self(BufWriter::new(Output::new(file)))
     }
 
     pub(super) fn write(&mut self, note: &Note) -> io::Result<()> {

@@ -142,17 +142,19 @@ impl<'a, R: Read> Archive<'a, R> {
         }
     }
 
-    /// Copies the next data of the current entry to `take`; 0 at its end.
+    /// Copies the next data of the current entry to `take`, which puts it into the tree's file of that path and offset; 0 at
+    /// its end.
     pub(super) fn data(
         &mut self,
         max: u64,
+        file: (&[u8], u64),
         take: impl FnOnce(&[u8]) -> Result<(), Error>,
     ) -> Result<u64, Error> {
         let max = usize::try_from(self.left.min(max)).unwrap_or(usize::MAX);
         if max == 0 {
             return Ok(0);
         }
-        let (n, taken) = self.source.with_next(max, take)?;
+        let (n, taken) = self.source.with_content(max, file, take)?;
         if n == 0 {
             return Err(self.error("the archive ends inside a file"));
         }

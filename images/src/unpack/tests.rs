@@ -19,6 +19,7 @@ use archive::{header, mend_checksums, octal};
 const LIMITS: Limits = Limits {
     tar_bytes: 64 << 20,
     entries: 1000,
+    room: u64::MAX,
 };
 
 fn unpack_into(dir: &Path, bytes: &[u8]) -> Result<Summary, Error> {
@@ -38,7 +39,26 @@ fn unpacked(bytes: &[u8]) -> (tempfile::TempDir, Result<Summary, Error>) {
     outside.sort();
     assert_eq!(outside, ["witness", "work"], "something was made outside");
     assert_eq!(fs::read(dir.path().join("witness")).unwrap(), b"untouched");
+    if let Ok(summary) = &result {
+        read_back(&dir.path().join("work"), summary);
+    }
     (dir, result)
+}
+
+/// Whatever was unpacked can be made into the same tar again, and is found to be what the tar says.
+fn read_back(work: &Path, summary: &Summary) {
+    let work = File::open(work).unwrap();
+    let mut tar = Vec::new();
+    let made = regenerate(work.as_fd(), &mut tar).unwrap();
+    assert_eq!(made, Some((summary.diff_id, summary.tar_size)));
+    assert_eq!(DiffId::of(&tar), summary.diff_id, "not bit-exact");
+    let checked = check(work.as_fd()).unwrap();
+    assert_eq!(checked.faults, Vec::<String>::new());
+    assert_eq!(
+        (checked.diff_id, checked.tar_size),
+        (Some(summary.diff_id), summary.tar_size)
+    );
+    assert!(checked.nodes <= summary.entries, "{checked:?} {summary:?}");
 }
 
 #[test]

@@ -8,17 +8,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, UTIME_OMIT, XattrFlags, fchmod,
-    fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, openat, statat};
 use rustix::io::Errno;
 
 use super::metadata::{Note, Writer};
 use super::tar::{Archive, Entry, Kind};
-use super::{Error, METADATA, TREE};
+use super::{Error, Limits, METADATA, TREE};
+use crate::disk;
 
 /// The longest path, as Linux has it.
 const MAX_PATH: usize = 4096;
@@ -30,13 +27,13 @@ const MAX_DEPTH: usize = 256;
 const CHUNK: u64 = 128 << 10;
 
 /// A name that hides the same name of the layers below.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// A name that hides everything that the layers below have in this directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of this form are AUFS's own bookkeeping.
-const AUFS: &[u8] = b".wh..wh.";
+pub(super) const AUFS: &[u8] = b".wh..wh.";
 /// How overlay with `userxattr` marks an opaque directory.
-const OPAQUE_XATTR: &str = "user.overlay.opaque";
+pub(super) const OPAQUE_XATTR: &str = "user.overlay.opaque";
 
 /// A directory on the way to the current one.
 struct Frame {
@@ -59,23 +56,23 @@ pub(super) struct Tree {
     metadata: Writer,
     written: Written,
     max_entries: u64,
+    room: u64,
 }
 
 /// The tree's own mode and the mode of directories that no entry describes.
 const PLAIN_DIR: u32 = 0o755;
 /// What its owner must always be able to do with a directory, and with a file.
-const DIR_FLOOR: u32 = 0o700;
-const FILE_FLOOR: u32 = 0o400;
+pub(super) const DIR_FLOOR: u32 = 0o700;
+pub(super) const FILE_FLOOR: u32 = 0o400;
 
 impl Tree {
     /// Begins a tree in the work directory.
-    pub(super) fn create(work: BorrowedFd<'_>, max_entries: u64) -> Result<Self, Error> {
+    pub(super) fn create(work: BorrowedFd<'_>, limits: &Limits) -> Result<Self, Error> {
         let failed = |e| Error::io("create", TREE.as_bytes(), e);
-        mkdirat(work, TREE, Mode::from_raw_mode(DIR_FLOOR)).map_err(failed)?;
+        disk::make_dir_at(work, TREE.as_bytes(), DIR_FLOOR).map_err(failed)?;
         let fd = open_dir(work, TREE.as_bytes()).map_err(failed)?;
-        fchmod(&fd, Mode::from_raw_mode(PLAIN_DIR)).map_err(failed)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let metadata = openat(work, METADATA, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
+        disk::set_mode(fd.as_fd(), PLAIN_DIR).map_err(failed)?;
+        let metadata = disk::make_file_at(work, METADATA.as_bytes()).map_err(failed)?;
         Ok(Self {
             stack: vec![Frame {
                 name: Vec::new(),
@@ -88,7 +85,8 @@ impl Tree {
                 entries: 0,
                 devices: 0,
             },
-            max_entries,
+            max_entries: limits.entries,
+            room: limits.room,
         })
     }
 
@@ -126,19 +124,13 @@ impl Tree {
         match entry.kind {
             Kind::File => {
                 kept_mode |= FILE_FLOOR;
-                self.file(entry, name, kept_mode, data)?;
+                self.file(entry, name, &normal, kept_mode, data)?;
             }
             Kind::Symlink => self.symlink(entry, name)?,
             Kind::HardLink => return self.hard_link(entry, parents, name),
             Kind::Fifo => {
                 self.fresh(entry, name, |dir| {
-                    mknodat(
-                        dir,
-                        name,
-                        FileType::Fifo,
-                        Mode::from_raw_mode(entry.mode as RawMode),
-                        0,
-                    )
+                    disk::make_node_at(dir, name, FileType::Fifo, entry.mode)
                 })?;
                 self.set_time(entry, name)?;
             }
@@ -186,7 +178,7 @@ impl Tree {
             None => false,
             // The name was whited out and is now made anew: nothing from below may show through.
             Some(stat) if is_whiteout(&stat) => {
-                unlinkat(dir, name, AtFlags::empty()).map_err(failed)?;
+                disk::remove_at(dir, name).map_err(failed)?;
                 true
             }
             Some(stat) => {
@@ -202,7 +194,7 @@ impl Tree {
         };
         self.count()?;
         let dir = self.current();
-        mkdirat(dir, name, Mode::from_raw_mode(PLAIN_DIR)).map_err(failed)?;
+        disk::make_dir_at(dir, name, PLAIN_DIR).map_err(failed)?;
         let fd = open_dir(dir, name).map_err(failed)?;
         if hides_below {
             make_opaque(fd.as_fd(), whole)?;
@@ -250,7 +242,7 @@ impl Tree {
         if !is_whiteout(&there) {
             return Err(Error::entry(&entry.path, "it is there twice"));
         }
-        unlinkat(dir, name, AtFlags::empty()).map_err(|e| Error::io("remove", &entry.path, e))?;
+        disk::remove_at(dir, name).map_err(|e| Error::io("remove", &entry.path, e))?;
         make(dir).map_err(|e| Error::io("create", &entry.path, e))
     }
 
@@ -258,7 +250,7 @@ impl Tree {
         let kept = entry.mode | DIR_FLOOR;
         let failed = |e: Errno| Error::io("set the mode of", &entry.path, e);
         if let Some(frame) = self.stack.last_mut() {
-            fchmod(&frame.fd, Mode::from_raw_mode(kept as RawMode)).map_err(failed)?;
+            disk::set_mode(frame.fd.as_fd(), kept).map_err(failed)?;
             set_xattrs(frame.fd.as_fd(), entry);
             frame.mtime = time(entry.mtime);
         }
@@ -269,35 +261,36 @@ impl Tree {
         &mut self,
         entry: &Entry,
         name: &[u8],
+        normal: &[u8],
         mode: u32,
         data: &mut Archive<'_, impl Read>,
     ) -> Result<(), Error> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.fresh(entry, name, |dir| {
-            openat(dir, name, flags, Mode::from_raw_mode(0o600))
-        })?;
+        let file = self.fresh(entry, name, |dir| disk::make_file_at(dir, name))?;
         let file = File::from(file);
         let failed = |e: io::Error| Error::io("write", &entry.path, e);
         for (offset, len) in &entry.segments {
             let mut done = 0;
             while done < *len {
-                let n = data.data((*len - done).min(CHUNK), |bytes| {
-                    file.write_all_at(bytes, *offset + done).map_err(failed)
+                let n = data.data((*len - done).min(CHUNK), (normal, *offset + done), |bytes| {
+                    disk::write_at(&file, bytes, *offset + done).map_err(failed)
                 })?;
                 done += n;
                 self.written.data_size += n;
+                if self.written.data_size > self.room {
+                    return Err(Error::NoSpace(0));
+                }
             }
         }
         // A map may end with an empty segment at the end of the file, which writes nothing there.
         let mut data = entry.segments.iter().filter(|(_, len)| *len > 0);
         let end = data.next_back().map_or(0, |(offset, len)| offset + len);
         if end < entry.size {
-            file.set_len(entry.size).map_err(failed)?;
+            disk::set_len(&file, entry.size).map_err(failed)?;
         }
         let described = || {
             set_xattrs(file.as_fd(), entry);
-            fchmod(&file, Mode::from_raw_mode(mode as RawMode))?;
-            futimens(&file, &times(time(entry.mtime)))
+            disk::set_mode(file.as_fd(), mode)?;
+            disk::set_times(file.as_fd(), &times(time(entry.mtime)))
         };
         described().map_err(|e| Error::io("describe", &entry.path, e))
     }
@@ -309,14 +302,15 @@ impl Tree {
                 "a symbolic link to nothing that Linux could name",
             ));
         }
-        self.fresh(entry, name, |dir| symlinkat(entry.link.as_slice(), dir, name))?;
+        self.fresh(entry, name, |dir| {
+            disk::make_symlink_at(entry.link.as_slice(), dir, name)
+        })?;
         self.set_time(entry, name)
     }
 
     fn set_time(&self, entry: &Entry, name: &[u8]) -> Result<(), Error> {
         let times = times(time(entry.mtime));
-        utimensat(self.current(), name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| Error::io("describe", &entry.path, e))
+        disk::set_times_at(self.current(), name, &times).map_err(|e| Error::io("describe", &entry.path, e))
     }
 
     fn hard_link(&mut self, entry: &Entry, parents: &[&[u8]], name: &[u8]) -> Result<(), Error> {
@@ -370,7 +364,7 @@ impl Tree {
             .try_clone_to_owned()
             .map_err(|e| Error::io("open the target of", &entry.path, e))?;
         self.fresh(entry, name, |dir| {
-            linkat(&from, *target_name, dir, name, AtFlags::empty())
+            disk::link_at(from.as_fd(), target_name, dir, name)
         })
     }
 
@@ -400,13 +394,7 @@ impl Tree {
         self.enter(parents, &entry.path)?;
         self.count()?;
         let dir = self.current();
-        match mknodat(
-            dir,
-            hidden,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(0o600),
-            0,
-        ) {
+        match disk::make_node_at(dir, hidden, FileType::CharacterDevice, 0o600) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
                 // The layer both hides the name below and has its own: of a directory nothing below may show through,
@@ -443,12 +431,12 @@ impl Tree {
 
 impl Frame {
     fn close(self) -> Result<(), Error> {
-        futimens(&self.fd, &times(self.mtime)).map_err(|e| Error::io("describe", &self.name, e))
+        disk::set_times(self.fd.as_fd(), &times(self.mtime)).map_err(|e| Error::io("describe", &self.name, e))
     }
 }
 
 /// The components of a name, or why it is not one that can be beneath the tree.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
+pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let refused = |reason: &str| Err(Error::entry(path, reason));
     if path.is_empty() {
         return refused("it has no name");
@@ -477,17 +465,17 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     Ok(names)
 }
 
-fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }
 
-fn is_whiteout(stat: &Stat) -> bool {
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
 fn make_opaque(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
-    fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(|e| match e {
+    disk::set_xattr(dir, OPAQUE_XATTR.as_bytes(), b"y").map_err(|e| match e {
         Errno::OPNOTSUPP => Error::entry(
             path,
             "the file system of the state directory keeps no user attributes, which opaque directories need",
@@ -501,7 +489,7 @@ fn make_opaque(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
 fn set_xattrs(fd: BorrowedFd<'_>, entry: &Entry) {
     for (name, value) in &entry.xattrs {
         if name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") {
-            let _ = fsetxattr(fd, name.as_slice(), value, XattrFlags::empty());
+            let _ = disk::set_xattr(fd, name, value);
         }
     }
 }
@@ -523,7 +511,7 @@ fn times(mtime: Timespec) -> Timestamps {
     }
 }
 
-fn mtime_of(stat: &Stat) -> Timespec {
+pub(super) fn mtime_of(stat: &Stat) -> Timespec {
     Timespec {
         tv_sec: stat.st_mtime as _,
         tv_nsec: stat.st_mtime_nsec as _,

@@ -154,6 +154,61 @@ pub(crate) fn confined(work: &Path, source: &Path) {
     }
 }
 
+/// A parser that never ends is ended: the cage has a limit of processor time, among others.
+pub(crate) fn the_cage_has_limits() {
+    /// Looks at the child that it feeds before it gives anything.
+    struct Looks(Option<String>);
+    impl Read for Looks {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while self.0.is_none() && std::time::Instant::now() < deadline {
+                let tasks = fs::read_dir("/proc/self/task").unwrap();
+                let children =
+                    tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap());
+                let children = children.collect::<String>();
+                let limits = children
+                    .split_whitespace()
+                    .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/limits")).ok());
+                let set = |limits: &String| {
+                    let line = limits.lines().find(|line| line.starts_with("Max processes"));
+                    line.is_some_and(|line| line.split_whitespace().nth(2) == Some("0"))
+                };
+                self.0 = limits.into_iter().find(|text| set(text));
+            }
+            Ok(0)
+        }
+    }
+    if !Path::new("/proc/self/task")
+        .join(std::process::id().to_string())
+        .join("children")
+        .exists()
+    {
+        eprintln!("SKIPPED: this kernel does not tell a process's children");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("state"));
+    let mut looks = Looks(None);
+    let limits = Limits::for_blob(0);
+    let _ = store.unpack_layer(
+        &DiffId::of(b""),
+        Input::Stream(&mut looks),
+        &Encoding::Layer,
+        &limits,
+    );
+    let seen = looks.0.expect("the cage took no limits");
+    for (name, at_most) in [
+        ("Max cpu time", 120 + limits.tar_bytes / (256 << 10)),
+        ("Max address space", 512 << 20),
+        ("Max open files", 600),
+        ("Max core file size", 0),
+    ] {
+        let line = seen.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let limit: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(limit <= at_most, "{name}: {limit}");
+    }
+}
+
 pub(crate) fn the_cage_cannot_be_used_by_hand() {
     let output = Command::new(program())
         .args([cage::VERB, "{}"])

@@ -17,6 +17,7 @@ mod caged;
 mod crash;
 mod golden;
 mod stage;
+mod stress;
 
 use std::fs::File;
 use std::path::Path;
@@ -39,10 +40,12 @@ const TESTS: &[(&str, fn())] = tests![
     archives::an_image_that_skopeo_wrote,
     caged::errors_come_out_of_the_cage_as_they_are,
     caged::the_cage_keeps_what_is_in_it,
+    caged::the_cage_has_limits,
     caged::the_cage_cannot_be_used_by_hand,
     crash::processes_that_want_the_same_layer_make_it_once,
     crash::a_kill_at_any_moment_leaves_nothing_or_the_whole_layer,
     crash::a_full_disk_leaves_nothing_half_made,
+    stress::eight_processes_at_once_with_random_kills,
     golden::the_golden_state_directory_opens,
     all_of_it_as_an_ordinary_user,
 ];
@@ -67,6 +70,11 @@ fn main() -> ExitCode {
         }
         ["confined", work, source] => {
             caged::confined(Path::new(work), Path::new(source));
+            return ExitCode::SUCCESS;
+        }
+        ["stress-worker", state, layout, registry, worker, seed] => {
+            let (worker, seed) = (worker.parse().unwrap(), seed.parse().unwrap());
+            stress::worker(Path::new(state), Path::new(layout), registry, worker, seed);
             return ExitCode::SUCCESS;
         }
         ["golden-sample", state] => {

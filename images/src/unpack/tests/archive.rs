@@ -48,7 +48,7 @@ impl Tar {
         )
     }
 
-    pub(super) fn link(self, kind: u8, name: &str, target: &str) -> Self {
+    pub(crate) fn link(self, kind: u8, name: &str, target: &str) -> Self {
         self.raw(
             header(kind, name.as_bytes(), 0, |h| {
                 h[157..157 + target.len()].copy_from_slice(target.as_bytes())
@@ -57,15 +57,15 @@ impl Tar {
         )
     }
 
-    pub(super) fn symlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
         self.link(b'2', name, target)
     }
 
-    pub(super) fn hardlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn hardlink(self, name: &str, target: &str) -> Self {
         self.link(b'1', name, target)
     }
 
-    pub(super) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut body = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -80,7 +80,7 @@ impl Tar {
         self.raw(header(b'x', b"pax", body.len() as u64, |_| ()), &body)
     }
 
-    pub(super) fn gnu_long(self, kind: u8, name: &[u8]) -> Self {
+    pub(crate) fn gnu_long(self, kind: u8, name: &[u8]) -> Self {
         let body = [name, b"\0"].concat();
         self.raw(header(kind, b"././@LongLink", body.len() as u64, |_| ()), &body)
     }
