@@ -197,10 +197,10 @@ impl HookState {
 
 /// A container that waits for `start`, not yet committed.
 pub(crate) struct Launched {
-    pub(crate) spawner: ProcessId,
-    pub(crate) init: ProcessId,
     pub(crate) warnings: Vec<String>,
     setup: OwnedFd,
+    /// It was told to start already.
+    started: bool,
 }
 
 impl Launched {
@@ -211,12 +211,15 @@ impl Launched {
 
     /// Lets it live on, and start at once. The answer to `start` comes by the descriptor.
     pub(crate) fn commit_and_start(self) -> Result<OwnedFd, Error> {
-        wire::send(&self.setup, Message::Start as u8, &[], &[]).context(|| "spawner")?;
+        if !self.started {
+            wire::send(&self.setup, Message::Start as u8, &[], &[]).context(|| "spawner")?;
+        }
         Ok(self.setup)
     }
 }
 
-/// Carries out a plan. On an error nothing of it is left.
+/// Carries out a plan. On an error nothing of it is left. `early` is told of the spawner and init as soon as they are
+/// there, while the mounts are made; if it has recorded them, and says so, the container is to start by itself.
 ///
 /// # Errors
 ///
@@ -224,6 +227,7 @@ impl Launched {
 pub(crate) fn launch(
     plan: &Plan,
     inherit: impl FnOnce(OwnedFd) -> Result<Inherited, Error>,
+    early: &mut dyn FnMut(ProcessId, ProcessId) -> Result<bool, Error>,
 ) -> Result<Launched, Error> {
     let (ours, theirs) = wire::pair().context(|| "socketpair")?;
     let mut inherited = inherit(theirs)?;
@@ -247,14 +251,21 @@ pub(crate) fn launch(
     };
     let state = inherited.state.clone();
     drop(inherited);
-    match attend(plan, mounter, &ours, &state) {
-        Ok((spawner, init, warnings)) => {
+    let mut started = false;
+    let mut known = |spawner, init| -> Result<(), Error> {
+        if early(spawner, init)? {
+            // With nobody left to tell, why they ended is what is read next.
+            started = wire::send(&ours, Message::Start as u8, &[], &[]).is_ok();
+        }
+        Ok(())
+    };
+    match attend(plan, mounter, &ours, &state, &mut known) {
+        Ok(warnings) => {
             let _ = sys::wait(mounter);
             Ok(Launched {
-                spawner,
-                init,
                 warnings,
                 setup: ours,
+                started,
             })
         }
         Err(error) => {
@@ -270,10 +281,14 @@ pub(crate) fn launch(
     }
 }
 
-type Attended = (ProcessId, ProcessId, Vec<String>);
-
 /// The creator's part of the conversation.
-fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Result<Attended, Error> {
+fn attend(
+    plan: &Plan,
+    mounter: Pid,
+    setup: &OwnedFd,
+    state: &HookState,
+    known: &mut dyn FnMut(ProcessId, ProcessId) -> Result<(), Error>,
+) -> Result<Vec<String>, Error> {
     // A mounter that has ended already has said why: that is the error then.
     let its_own = |error: Error| match wire::receive(setup) {
         Ok(Some(packet)) if packet.kind == Message::Error as u8 => reported(&packet),
@@ -289,7 +304,7 @@ fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Resu
         .context(|| "mounter")
         .map_err(its_own)?;
     let mut warnings = Vec::new();
-    let mut pids = None;
+    let mut named = false;
     loop {
         let Some(packet) = wire::receive(setup).context(|| "mounter")? else {
             return Err(Error::Launch {
@@ -309,13 +324,17 @@ fn attend(plan: &Plan, mounter: Pid, setup: &OwnedFd, state: &HookState) -> Resu
             Some(Message::Pids) => {
                 let pid = |index| packet.number(index).and_then(Pid::from_raw);
                 if let Some((spawner, init)) = pid(0).zip(pid(1)) {
-                    pids = Some((ProcessId::of(spawner)?, ProcessId::of(init)?));
+                    known(ProcessId::of(spawner)?, ProcessId::of(init)?)?;
+                    named = true;
                 }
             }
             Some(Message::Ready) => {
-                let (spawner, init) =
-                    pids.ok_or_else(|| Error::Corrupt("mounter: init is ready before it was named".into()))?;
-                return Ok((spawner, init, warnings));
+                if !named {
+                    return Err(Error::Corrupt(
+                        "mounter: init is ready before it was named".into(),
+                    ));
+                }
+                return Ok(warnings);
             }
             _ => return Err(Error::Corrupt("mounter: an unexpected message".into())),
         }

@@ -68,6 +68,7 @@ fn prepare(plan: &Plan, inherited: &Inherited) -> Result<(), Error> {
                 channel: ours,
                 pid: pid.as_raw_nonzero().get(),
                 init: None,
+                init_channel: None,
             };
             build(plan, inherited, root.as_fd(), spawner, gate)
         }
@@ -96,6 +97,8 @@ struct Spawning {
     channel: OwnedFd,
     pid: i32,
     init: Option<i32>,
+    /// Init's channel, which the spawner has as well.
+    init_channel: Option<OwnedFd>,
 }
 
 impl Spawning {
@@ -114,7 +117,9 @@ impl Spawning {
             wire::send_numbers(&inherited.setup, Message::Pids as u8, &pids).context(|| "creator")?;
             // Of the pid namespace only children become members; of the cgroup namespace its root is what matters, for
             // mounts.
-            for namespace in &packet.fds {
+            let mut fds = packet.fds.into_iter();
+            self.init_channel = fds.next();
+            for namespace in fds {
                 rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
                     .context(|| "enter init's namespaces")?;
             }
@@ -209,7 +214,10 @@ fn build(
     }
     enter_root(plan, root)?;
     let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-    wire::send(&spawner.channel, Message::Continue as u8, &[], &terminal).context(|| "spawner")
+    if let Some(init) = &spawner.init_channel {
+        wire::send(init, Message::Continue as u8, &[], &terminal).context(|| "init")?;
+    }
+    wire::send(&spawner.channel, Message::Continue as u8, &[], &[]).context(|| "spawner")
 }
 
 /// Mounts from within the container's pid namespace, which a procfs shows.

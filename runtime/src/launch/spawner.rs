@@ -100,7 +100,9 @@ fn spawn(plan: &Plan, inherited: &Inherited, mounter: OwnedFd, root: BorrowedFd<
     } else {
         None
     };
-    let fds: Vec<BorrowedFd<'_>> = namespace.iter().chain(&cgroups).map(AsFd::as_fd).collect();
+    // Init's channel first: the mounter lets it go on by itself.
+    let mut fds = vec![ours.as_fd()];
+    fds.extend(namespace.iter().chain(&cgroups).map(AsFd::as_fd));
     if wire::send(&mounter, Message::Pids as u8, &number, &fds).is_err() {
         // It failed meanwhile, and tells the creator why. Init ends when this process does.
         return Ok(());
@@ -181,17 +183,14 @@ impl Spawner<'_> {
     /// Waits for the mounter and then for the creator to have recorded the container.
     fn hand_over(&mut self, inherited: &Inherited, mounter: OwnedFd) -> Result<(), Error> {
         let lost = || Error::Corrupt("the launch was given up".into());
-        let packet = wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
+        // The mounter has let init go on by itself.
+        wire::receive(&mounter).context(|| "mounter")?.ok_or_else(lost)?;
         drop(mounter);
         // In the creator's user namespace this is whoever may ask for something later, as this process sees it now that
         // the ids are mapped.
         self.owner = rustix::net::sockopt::socket_peercred(&inherited.setup)
             .context(|| "creator")?
             .uid;
-        let terminal: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
-        let channel = self.init_channel.as_ref().ok_or_else(lost)?;
-        wire::send(channel, Message::Continue as u8, &[], &terminal).context(|| "init")?;
-        drop(packet);
         // Init reports to the creator by itself; the creator answers here.
         match wire::receive(&inherited.setup).context(|| "creator")? {
             Some(packet) if packet.kind == Message::Commit as u8 => {}

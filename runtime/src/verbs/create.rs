@@ -11,7 +11,7 @@ use super::Create;
 use crate::cgroup::Manager;
 use crate::config::{self, Config};
 use crate::error::{Context, Error};
-use crate::launch::{self, HookState, Inherited, Launched, Plan};
+use crate::launch::{self, HookState, Inherited, Launched};
 use crate::state::{Directory, ProcessId, Record, Root};
 use crate::{cgroup, seal};
 
@@ -31,7 +31,7 @@ pub fn run(root: &Root, options: &Create, manager: Manager) -> Result<(), Error>
         .transpose()?;
     let bundle = launch::absolute(&options.bundle)?;
     let loaded = load(&bundle, options.config.as_deref())?;
-    let (directory, _, launched) = create(root, options, manager, bundle, loaded, console)?;
+    let (directory, _, launched) = create(root, options, manager, bundle, loaded, console, false)?;
     launched.commit().inspect_err(|_| {
         // The first error is the one to tell.
         let _ = directory.remove();
@@ -39,7 +39,8 @@ pub fn run(root: &Root, options: &Create, manager: Manager) -> Result<(), Error>
 }
 
 /// Creates and records the container of a bundle as loaded; `console` receives the terminal if the bundle asks for
-/// one. It ends again unless what was launched is committed.
+/// one. It ends again unless what was launched is committed. With `early` it is to start as soon as it can: it is recorded
+/// while the mounts are made, and init need not wait for its creator once more.
 pub(super) fn create(
     root: &Root,
     options: &Create,
@@ -47,6 +48,7 @@ pub(super) fn create(
     bundle: PathBuf,
     (mut config, warnings): (Config, Vec<String>),
     console: Option<OwnedFd>,
+    early: bool,
 ) -> Result<(Directory, Record, Launched), Error> {
     if options.no_pivot {
         return Err(Error::Usage(
@@ -83,7 +85,20 @@ pub(super) fn create(
         };
         let created = cgroup::create(asked, &mut |cgroup| directory.write_cgroup(cgroup))?;
         cgroup.clone_from(&created.cgroup);
-        let launched = launch::launch(&plan, |setup| {
+        let mut record = Record {
+            version: Record::VERSION,
+            oci_version,
+            bundle,
+            init: ProcessId { pid: 0, start: 0 },
+            spawner: ProcessId { pid: 0, start: 0 },
+            annotations,
+            warnings: created.warnings,
+            hooks: plan.hooks.clone(),
+            cgroup: created.cgroup.clone(),
+            listener: plan.listener.clone(),
+        };
+        record.warnings.extend(plan.warnings.iter().cloned());
+        let inherit = |setup| {
             Ok(Inherited {
                 setup,
                 listener: directory.listen()?,
@@ -101,19 +116,24 @@ pub(super) fn create(
                 trees: Vec::new(),
                 nodes: None,
             })
+        };
+        // A pid file is there before its process does anything; and with hooks of the creator the mounter, which reads the
+        // same socket as the spawner, has something to wait for.
+        let hooked = !plan.hooks.prestart.is_empty() || !plan.hooks.create_runtime.is_empty();
+        let early = early && options.pid_file.is_none() && !hooked;
+        let launched = launch::launch(&plan, inherit, &mut |spawner, init| {
+            (record.spawner, record.init) = (spawner, init);
+            if early {
+                directory.write(&record)?;
+            }
+            Ok(early)
         })?;
-        record(&directory, options, &plan, launched, |launched| Record {
-            version: Record::VERSION,
-            oci_version,
-            bundle,
-            init: launched.0,
-            spawner: launched.1,
-            annotations,
-            warnings: created.warnings,
-            hooks: plan.hooks.clone(),
-            cgroup: created.cgroup,
-            listener: plan.listener.clone(),
-        })
+        if early && launched.warnings.is_empty() {
+            directory.unlock()?;
+            return Ok((record, launched));
+        }
+        record.warnings.extend(launched.warnings.iter().cloned());
+        write_record(&directory, options, record, launched)
     };
     match attempt() {
         Ok((record, launched)) => Ok((directory, record, launched)),
@@ -152,30 +172,27 @@ fn preserve(asked: u32, config: &mut Config) -> Result<u32, Error> {
     Ok(preserved)
 }
 
-fn record(
+fn write_record(
     directory: &Directory,
     options: &Create,
-    plan: &Plan,
+    record: Record,
     launched: Launched,
-    make: impl FnOnce((ProcessId, ProcessId)) -> Record,
 ) -> Result<(Record, Launched), Error> {
-    let write = || -> Result<Record, Error> {
-        let mut record = make((launched.init, launched.spawner));
-        let warnings = plan.warnings.iter().chain(&launched.warnings);
-        record.warnings.extend(warnings.cloned());
+    let write = || -> Result<(), Error> {
         directory.write(&record)?;
         if let Some(path) = &options.pid_file {
             super::write_pid(path, record.init.pid)?;
         }
-        Ok(record)
+        Ok(())
     };
     match write() {
-        Ok(record) => {
+        Ok(()) => {
             directory.unlock()?;
             Ok((record, launched))
         }
         Err(error) => {
-            // Not committed: the spawner ends init and itself when our end of the socket closes.
+            // Not committed: the spawner ends init and itself when our end of the socket closes; one that was started goes on.
+            let _ = record.init.signal(libc::SIGKILL);
             drop(launched);
             while !matches!(
                 rustix::process::wait(WaitOptions::empty()),

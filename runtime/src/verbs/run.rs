@@ -60,7 +60,7 @@ pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
     };
     if detach {
         let (directory, record, launched) =
-            super::create::create(root, &create, manager, bundle, loaded, console)?;
+            super::create::create(root, &create, manager, bundle, loaded, console, true)?;
         let spawner = launched.commit_and_start();
         let started = spawner.and_then(|spawner| super::start::started(&directory, &record, &spawner));
         if started.is_err() {
@@ -71,7 +71,7 @@ pub fn run(root: &Root, options: Run, manager: Manager) -> Result<u8, Error> {
     }
     let mut foreground = Foreground::new()?;
     let (directory, record, launched) =
-        super::create::create(root, &create, manager, bundle, loaded, console)?;
+        super::create::create(root, &create, manager, bundle, loaded, console, true)?;
     // Its commitment and the request to start are one message.
     let launched = launched.commit_and_start();
     if let Some(proxy) = proxy {
