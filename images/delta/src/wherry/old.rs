@@ -8,7 +8,7 @@ use super::Fault;
 use super::elf::Bytes;
 
 /// How much is read at once.
-pub(super) const WINDOW: usize = 64 << 10;
+pub(super) const WINDOW: usize = 32 << 10;
 
 /// Why old bytes were not read.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl<F: Read + Seek> Old<F> {
         self.buffer
     }
 
-    /// The bytes of `from..to`, fewer at the end of the file. The range is at most half of [`WINDOW`].
+    /// The bytes of `from..to`, fewer at the end of the file. The range is at most [`WINDOW`] long.
     pub(super) fn some(&mut self, from: u64, to: u64) -> Result<&[u8], F::Error> {
         let held = |old: &Self| from >= old.base && to <= old.base + old.filled as u64;
         if !held(self) {

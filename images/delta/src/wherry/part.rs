@@ -43,6 +43,8 @@ pub(super) const TILE: usize = 16 << 10;
 /// What kinds of parts there are.
 pub(super) const PIECES: u64 = 0;
 pub(super) const PREDICTED: u64 = 1;
+/// The shortest predicted part: reading the old program's headers costs as much as making some thousand bytes.
+pub(super) const MIN_PREDICTED: u64 = 4 << 10;
 /// Numbers of 4 or 2 bytes, subtracted from old ones.
 pub(super) const NUMBERS_4: u64 = 2;
 pub(super) const NUMBERS_2: u64 = 3;
@@ -137,6 +139,9 @@ impl Part {
         let length = from.number(stream::PARTS)?;
         if length == 0 || length > size - done {
             return Err(Fault::Corrupt("a part is longer than its file").into());
+        }
+        if kind == PREDICTED && length < MIN_PREDICTED {
+            return Err(Fault::Corrupt("a predicted part is too short").into());
         }
         let make = match kind {
             PIECES | PREDICTED => Make::Pieces(Pieces::begin(from, kind == PREDICTED, done, length, size)?),

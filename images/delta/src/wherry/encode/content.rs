@@ -2,7 +2,9 @@
 
 use super::super::elf::Elf;
 use super::super::map::{Block, MAX_BLOCKS, Map};
-use super::super::part::{NUMBERS_2, NUMBERS_4, PIECES, PLANES_2, PLANES_4, PREDICTED, stream, tile_length};
+use super::super::part::{
+    MIN_PREDICTED, NUMBERS_2, NUMBERS_4, PIECES, PLANES_2, PLANES_4, PREDICTED, stream, tile_length,
+};
 use super::super::predict::{MARGIN, Predictor, Window};
 use super::super::wire::{Account, put, zigzag};
 use super::numbers;
@@ -185,7 +187,7 @@ fn best(whole: &Whole<'_>, at: u64, pieces: &[Piece], length: u64) -> PartData {
 
 /// The predictor for a part, and its shortest block.
 fn prediction(whole: &Whole<'_>, at: u64, pieces: &[Piece], length: u64) -> Option<(Predictor, u64)> {
-    let new = whole.programs.as_ref()?;
+    let new = whole.programs.as_ref().filter(|_| length >= MIN_PREDICTED)?;
     let Ok(old) = Elf::read(&mut &*whole.old, length);
     let mut shortest = SHORTEST_BLOCK;
     let count = |shortest: u64| pieces.iter().filter(|piece| piece.like >= shortest).count();
