@@ -78,7 +78,7 @@ impl Reference {
                 "the tag must be [A-Za-z0-9_][A-Za-z0-9_.-]*, at most 128 characters",
             ));
         }
-        if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if is_id(name) {
             return Err(error("64 hex digits are an image ID, not a name"));
         }
         let (registry, path) = match name.split_once('/') {
@@ -209,10 +209,16 @@ impl Reference {
         if self.registry != DEFAULT_REGISTRY {
             return format!("{}/{}", self.registry, self.repository);
         }
-        match self.repository.strip_prefix(OFFICIAL) {
-            Some(single) if !single.contains('/') => single.to_owned(),
-            _ => self.repository.clone(),
+        let short = match self.repository.strip_prefix(OFFICIAL) {
+            Some(single) if !single.contains('/') => single,
+            _ => &self.repository,
+        };
+        // What would be read as something else is written in full: a namespace like a host, a name like an image ID.
+        let first = short.split_once('/').map(|(first, _)| first);
+        if first.is_some_and(names_a_host) || is_id(short) {
+            return format!("{}/{}", self.registry, self.repository);
         }
+        short.to_owned()
     }
 
     /// The whole reference as people write it: `iris:latest`.
@@ -232,6 +238,11 @@ impl Reference {
             text.push_str(&digest.to_string());
         }
     }
+}
+
+/// Whether a name is as long as an image's ID, and of its letters.
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether the part before the first slash is a host and not a namespace: `a.b`, `a:1`, `localhost`, `Upper`, `[::1]`.
@@ -357,7 +368,19 @@ mod tests {
             format!("docker.io/library/iris@{D}"),
             format!("docker.io/library/iris:v1@{D}"),
         );
+        let id = format!("docker.io/library/{}:latest", "a".repeat(64));
         let table = [
+            (id.as_str(), id.as_str(), id.as_str()),
+            (
+                "docker.io/mirror.io/iris:v1",
+                "docker.io/mirror.io/iris:v1",
+                "docker.io/mirror.io/iris:v1",
+            ),
+            (
+                "docker.io/localhost/iris:v1",
+                "docker.io/localhost/iris:v1",
+                "docker.io/localhost/iris:v1",
+            ),
             ("iris", "docker.io/library/iris:latest", "iris:latest"),
             ("iris:v1", "docker.io/library/iris:v1", "iris:v1"),
             ("me/iris", "docker.io/me/iris:latest", "me/iris:latest"),
