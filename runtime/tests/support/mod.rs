@@ -398,3 +398,19 @@ pub(crate) fn without(command: &mut Command, calls: &[libc::c_long]) {
         });
     }
 }
+
+/// Says why a test did not run, loudly and where skipped tests are counted.
+#[allow(clippy::print_stderr)]
+pub(crate) fn skip(test: &str, why: &str) {
+    use std::io::Write;
+    let line = format!("{test}: {why}");
+    eprintln!("SKIPPED: {line}");
+    if let Some(path) = std::env::var_os("WHERRY_SKIP_LOG") {
+        let mut log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        writeln!(log, "{line}").unwrap();
+    }
+}
