@@ -29,7 +29,8 @@
 //!
 //! Why a spawner: Landlock domains nest and siblings can neither signal nor trace one another, so whatever `exec` makes
 //! has to be born inside init's domain; and it stays outside of the pid namespace, so that the container never sees it.
-//! Until *commit*, the end of the creator's socket ends the others: a creator that is killed leaves nothing that runs.
+//! `run` records the container as soon as init is named and has it start by itself, so nothing waits for the creator once the
+//! mounts are there. Until *commit*, the end of the creator's socket ends the others: a creator that is killed leaves nothing that runs.
 //! The creator is single-threaded, so a fork is all that it takes; nothing is executed again and no copy of the binary
 //! is made where Landlock keeps it out of reach (`seal` makes one where it does not).
 //!

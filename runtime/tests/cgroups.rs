@@ -21,27 +21,28 @@ fn unified() -> Option<PathBuf> {
         .find(|path| path.join("cgroup.procs").exists() && path.join("cgroup.controllers").exists())
 }
 
-/// Says why a test did not run.
-fn skip(test: &str, why: &str) {
-    support::skip(&format!("cgroups::{test}"), why);
-}
-
 /// A subtree that belongs to the ordinary user, as a systemd unit with `Delegate=yes` is: callers are in `agent`.
 struct Delegated(PathBuf);
 
 impl Delegated {
     fn new(test: &str) -> Option<Self> {
         if !rustix::process::getuid().is_root() {
-            skip(test, "needs root to delegate a part of cgroup v2");
+            support::skip(
+                &format!("cgroups::{test}"),
+                "needs root to delegate a part of cgroup v2",
+            );
             return None;
         }
         let Some(mount) = unified() else {
-            skip(test, "no cgroup v2 hierarchy is mounted");
+            support::skip(&format!("cgroups::{test}"), "no cgroup v2 hierarchy is mounted");
             return None;
         };
         let path = mount.join(format!("wherry-test-{}-{test}", std::process::id()));
         if let Err(error) = std::fs::create_dir(&path) {
-            skip(test, &format!("{}: {error}", path.display()));
+            support::skip(
+                &format!("cgroups::{test}"),
+                &format!("{}: {error}", path.display()),
+            );
             return None;
         }
         let this = Self(path);
@@ -235,7 +236,7 @@ fn a_limit_without_its_controller_is_a_warning_that_state_repeats() {
     };
     let controllers = std::fs::read_to_string(delegated.0.join("cgroup.controllers")).unwrap();
     if controllers.contains("memory") {
-        return skip("warning", "the memory controller is delegated here");
+        return support::skip("cgroups::warning", "the memory controller is delegated here");
     }
     let mut bundle = Bundle::new(&["sleep", "1000"]);
     bundle.config["linux"]["resources"] = json!({
@@ -487,7 +488,10 @@ fn v1_limits(test: &str) -> bool {
         .iter()
         .all(|file| Path::new("/sys/fs/cgroup").join(file).exists());
     if !here || !there {
-        skip(test, "needs root and the v1 hierarchies memory, pids and cpu");
+        support::skip(
+            &format!("cgroups::{test}"),
+            "needs root and the v1 hierarchies memory, pids and cpu",
+        );
     }
     here && there
 }

@@ -1,5 +1,13 @@
 //! Fields of a bundle that change what a process is, each seen from inside. SPEC.md names the test of each.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod support;
 
 use std::io::Read;
@@ -111,7 +119,7 @@ fn clocks_of_a_time_namespace() {
 #[test]
 fn memory_policy() {
     if !std::path::Path::new("/proc/self/numa_maps").exists() {
-        eprintln!("SKIPPED: this kernel has no memory policies");
+        support::skip("fields::memory_policy", "this kernel has no memory policies");
         return;
     }
     let (stdout, output) = run("head -n 1 /proc/self/numa_maps", |config| {

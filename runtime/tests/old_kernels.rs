@@ -1,6 +1,14 @@
 //! Kernels that lack what this runtime uses when it is there: each newer system call is made to fail, and containers run
 //! all the same, as confined as that kernel can, which `state` then says.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod support;
 
 use std::process::{Output, Stdio};

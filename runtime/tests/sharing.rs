@@ -1,5 +1,13 @@
 //! A pod: several containers in one network, IPC, UTS and user namespace, and where it is wanted one pid namespace.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod support;
 
 use serde_json::json;

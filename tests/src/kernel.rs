@@ -216,7 +216,7 @@ pub fn forbidden(name: &str, arguments: &mut [Argument<'_>]) -> std::io::Result<
     if result == -1 {
         return Err(std::io::Error::last_os_error());
     }
-    Ok(result.into())
+    Ok(result)
 }
 
 /// The kernel's Landlock ABI; 0 without Landlock.

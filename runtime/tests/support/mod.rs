@@ -219,6 +219,7 @@ pub(crate) fn own(path: &Path) {
 }
 
 /// Says why a test did not run, loudly and where skipped tests are counted.
+#[allow(clippy::print_stderr)]
 pub(crate) fn skip(test: &str, why: &str) {
     use std::io::Write;
     let line = format!("{test}: {why}");
