@@ -3,7 +3,8 @@
 //! ```text
 //! delta encode tar-diff|wherry OLD.tar NEW.tar PATCH
 //! delta decode tar-diff|wherry OLD-TREE OLD-DIFFID PATCH OUT|-
-//! delta artifact tar-diff|wherry OLD.tar NEW.tar      what `wherry delta push` puts into a registry, to the byte
+//! delta artifact tar-diff|wherry OLD.tar NEW.tar      what `wherry delta push` puts into a registry, to the byte;
+//!                                                     a board pulls it
 //! ```
 
 use std::fs::{self, File};
@@ -14,10 +15,11 @@ use std::process::ExitCode;
 use wherry_delta::{tardiff, wherry};
 use wherry_images::delta::Codec;
 use wherry_images::manifest::{Descriptor, OCI_CONFIG, OCI_LAYER_ZSTD, OCI_MANIFEST};
+use wherry_images::pull::{self, How, PullOptions};
 use wherry_images::registry::{Client, Login, Options};
 use wherry_images::store::Input;
 use wherry_images::unpack::{Encoding, Limits};
-use wherry_images::{DiffId, Hasher, Image, Reference, Store, cage, delta, serve};
+use wherry_images::{DiffId, Hasher, Image, Platform, Reference, Store, cage, delta, serve};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -117,13 +119,15 @@ fn publish(codec: Option<Codec>, old: &Path, new: &Path, root: &Path) -> Result<
     std::thread::scope(|scope| {
         let serving = scope.spawn(|| server.run());
         let published = send(&store, &client, &images[1], &target).and_then(|()| {
-            Ok(delta::push(
-                &store, &client, &images[0], &images[1], &target, codec,
-            )?)
+            let published = delta::push(&store, &client, &images[0], &images[1], &target, codec)?;
+            Ok((published, pulled(&root.join("board"), old, &client, &target)?))
         });
         stopper.stop();
         serving.join().map_err(|_| "the registry failed")??;
-        let published = published?;
+        let (published, pulled) = published?;
+        if pulled != published.layers.first().and_then(|layer| layer.patch) {
+            return Err(format!("a board pulled {pulled:?} bytes of delta").into());
+        }
         let patch = published.layers.first().and_then(|layer| layer.patch);
         Ok(format!(
             "artifact {} patch {}",
@@ -131,6 +135,23 @@ fn publish(codec: Option<Codec>, old: &Path, new: &Path, root: &Path) -> Result<
             patch.unwrap_or(0)
         ))
     })
+}
+
+/// Pulls the new image onto a board that has the old one; the bytes of the delta that it applied, in the cage, if it did.
+fn pulled(board: &Path, old: &Path, client: &Client, target: &Reference) -> Result<Option<u64>, Failure> {
+    let board = Store::open(board)?;
+    board.tag(&image(&board, old)?, &Reference::parse("bench.test/bench:old")?)?;
+    let options = PullOptions {
+        platform: Platform::new("linux", "arm64", None),
+        ..PullOptions::default()
+    };
+    let pulled = pull::pull(&board, client, target, &options, &mut |_| {})?;
+    let layer = pulled.layers.first().ok_or("the image has no layer")?;
+    match (layer.how, &layer.reason) {
+        (How::Delta, _) => Ok(Some(layer.bytes)),
+        (_, Some(reason)) => Err(reason.clone().into()),
+        (_, None) => Ok(None),
+    }
 }
 
 /// An image of one layer.
