@@ -233,3 +233,73 @@ fn a_delta_kept_in_docker_registry_updates_a_board() -> Result<()> {
     assert_eq!(answer.trim(), "iris-server");
     Ok(())
 }
+
+/// Calls an image of a layout one for another processor: its documents are written anew.
+fn foreign(layout: &Path, tag: &str, architecture: &str) -> Result<()> {
+    let blobs = layout.join("blobs/sha256");
+    let path = |digest: &Value| blobs.join(digest.as_str().unwrap_or_default().trim_start_matches("sha256:"));
+    let store = |value: &Value| -> Result<(String, usize)> {
+        let bytes = serde_json::to_vec(value)?;
+        let digest = digest_of(&bytes);
+        std::fs::write(blobs.join(digest.trim_start_matches("sha256:")), &bytes)?;
+        Ok((digest, bytes.len()))
+    };
+    let read = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(path)?)?) };
+    let mut index = read(&layout.join("index.json"))?;
+    let entries = index["manifests"].as_array_mut().into_iter().flatten();
+    for entry in entries.filter(|entry| entry["annotations"]["org.opencontainers.image.ref.name"] == tag) {
+        let mut manifest = read(&path(&entry["digest"]))?;
+        let mut config = read(&path(&manifest["config"]["digest"]))?;
+        config["architecture"] = architecture.into();
+        let (digest, size) = store(&config)?;
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+        let (digest, size) = store(&manifest)?;
+        entry["digest"] = digest.into();
+        entry["size"] = size.into();
+    }
+    std::fs::write(layout.join("index.json"), serde_json::to_vec(&index)?)
+}
+
+/// A publisher whose machine is of another kind than the boards: pulled, pushed and made into a delta all the same.
+#[test]
+fn a_delta_for_boards_of_another_platform() -> Result<()> {
+    const PLATFORM: &str = "linux/riscv64";
+    let board = Board::new()?;
+    let layout = readable(&board, &layout()?)?;
+    foreign(&layout, "v1", "riscv64")?;
+    foreign(&layout, "v2", "riscv64")?;
+    let registry = Registry::start(&board.stage, "docker-registry")?;
+    let name = |version: &str| format!("{}/lab/iris:{version}", registry.address());
+    for version in ["v1", "v2"] {
+        let target = format!("docker://{}", name(version));
+        skopeo(&[
+            "copy",
+            "-q",
+            "--dest-tls-verify=false",
+            &format!("oci:{}:{version}", layout.display()),
+            &target,
+        ])?;
+    }
+    let (_, line) = board.refused(&["pull", &name("v1")])?;
+    assert!(line.contains(PLATFORM) && line.contains("--platform"), "{line}");
+    for version in ["v1", "v2"] {
+        board.must(&["pull", "--keep-blobs", "--platform", PLATFORM, &name(version)])?;
+    }
+    let (_, line) = board.refused(&[
+        "delta",
+        "push",
+        "--platform",
+        "linux/arm64",
+        &name("v1"),
+        &name("v2"),
+    ])?;
+    assert!(
+        line.contains("is here for linux/riscv64, not for linux/arm64"),
+        "{line}"
+    );
+    board.must(&["delta", "push", "--platform", PLATFORM, &name("v1"), &name("v2")])?;
+    let told = board.must(&["delta", "show", &name("v2")])?;
+    assert!(told.lines().count() > 1, "{told}");
+    Ok(())
+}

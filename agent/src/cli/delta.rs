@@ -52,6 +52,9 @@ pub struct PushArgs {
     /// the account: USER:PASSWORD, instead of docker's config.json
     #[argh(option, arg_name = "account")]
     pub creds: Option<String>,
+    /// the boards' platform, OS/ARCH[/VARIANT]: both images must be for it (pull them with the same --platform)
+    #[argh(option, arg_name = "platform")]
+    pub platform: Option<String>,
     /// how layers are patched: auto (what is smaller), tar-diff (other tools apply it, too), or wherry
     #[argh(option, arg_name = "codec", default = "String::from(\"auto\")")]
     pub codec: String,
@@ -137,6 +140,17 @@ fn push(args: &PushArgs, place: &Place) -> Result<ExitCode, Failure> {
     let target = Reference::parse(&args.new)?;
     let store = place.store()?;
     let (old, new) = (store.resolve(&args.old)?, store.resolve(&args.new)?);
+    if let Some(platform) = args.platform.as_deref() {
+        let asked = super::pull::platform(Some(platform))?;
+        for (name, image) in [(&args.old, &old), (&args.new, &new)] {
+            let found = image.config.platform();
+            if !asked.runs(&found) {
+                return Err(Failure::new(format!(
+                    "delta push: {name} is here for {found}, not for {asked}; pull it with --platform {asked}"
+                )));
+            }
+        }
+    }
     let client = registry::publisher(args.tls_verify, args.creds.as_deref(), &target)?;
     let published = delta::push(&store, &client, &old, &new, &target, codec).map_err(|error| {
         failed(
