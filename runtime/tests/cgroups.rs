@@ -57,27 +57,15 @@ impl Delegated {
     }
 
     /// Has a command run in `agent`.
-    fn enter(&self, command: &Command) -> Command {
-        let (uid, gid) = ids();
-        let mut inside = Command::new("/bin/sh");
-        inside
-            .args(["-c", "echo 0 > \"$0\" && exec setpriv \"$@\""])
-            .arg(self.0.join("agent/cgroup.procs"))
-            .args([format!("--reuid={uid}"), format!("--regid={gid}")])
-            .arg("--clear-groups")
-            .arg(command.get_program())
-            .args(command.get_args())
-            .env_remove("XDG_RUNTIME_DIR");
-        if let Some(directory) = command.get_current_dir() {
-            inside.current_dir(directory);
-        }
-        inside
+    fn enter(&self, mut command: Command) -> Command {
+        support::enter_cgroup(&mut command, &self.0.join("agent"));
+        command
     }
 
     fn call(&self, bundle: &Bundle, args: &[&str]) -> Output {
         // A container inherits the streams: pipes would not end before it.
         let open = |name: &str| std::fs::File::create(bundle.path().join(name)).unwrap();
-        let mut command = self.enter(&bundle.runtime(args));
+        let mut command = self.enter(bundle.runtime(args));
         command
             .stdin(Stdio::null())
             .stdout(open("stdout"))
@@ -177,14 +165,8 @@ fn where_only_the_callers_own_cgroup_is_delegated_it_is_beneath_it() {
     let bundle = Bundle::new(&["sleep", "1000"]);
     bundle.write();
     // In the delegated cgroup itself, not in `agent`: what is above it belongs to root.
-    let mut command = delegated.enter(&bundle.runtime(&["create", "--pid-file", "pid", "c"]));
-    let own = delegated.0.join("cgroup.procs");
-    let args: Vec<std::ffi::OsString> = command.get_args().map(|arg| arg.to_owned()).collect();
-    command = Command::new(command.get_program());
-    command.args(args.iter().enumerate().map(|(index, arg)| match index {
-        2 => own.as_os_str(),
-        _ => arg.as_os_str(),
-    }));
+    let mut command = bundle.runtime(&["create", "--pid-file", "pid", "c"]);
+    support::enter_cgroup(&mut command, &delegated.0);
     let errors = std::fs::File::create(bundle.path().join("errors")).unwrap();
     let child = command
         .current_dir(bundle.path())
@@ -380,7 +362,7 @@ fn killed_at_any_moment_delete_force_removes_the_cgroup() {
     bundle.write();
     let null = || std::fs::File::create("/dev/null").unwrap();
     for round in 0..60u64 {
-        let mut command = delegated.enter(&bundle.runtime(&["create", "c"]));
+        let mut command = delegated.enter(bundle.runtime(&["create", "c"]));
         command.stdin(Stdio::null()).stdout(null()).stderr(null());
         let mut child = command.spawn().unwrap();
         // A spread of moments, not a wait for anything.
