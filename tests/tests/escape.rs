@@ -33,7 +33,8 @@ impl Host {
         board.import(&layout, "escape", IMAGE)?;
         let mark = board.stage.directory().join("mark-of-the-host");
         board.stage.write(&mark, "outside")?;
-        let socket = format!("wherry-escape-{}", std::process::id());
+        let stage = board.stage.directory().file_name().unwrap_or_default();
+        let socket = format!("wherry-escape-{}", stage.to_string_lossy());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(socket.as_bytes())?)?;
         Ok(Self {
             board,
