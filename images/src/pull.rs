@@ -447,9 +447,10 @@ impl Pull<'_> {
     fn layers(&mut self, image: &Image) -> Result<Vec<LayerOutcome>, Error> {
         let count = image.manifest.layers.len();
         self.full = self.full.saturating_add(image.manifest.layers_size());
-        self.store.check_room(image, self.options.keep_blobs)?;
         let (candidate, no_delta) = self.candidate(image)?;
         self.check_room(image, candidate.as_ref())?;
+        // Beyond the disk itself: what is kept in reserve, and a quota.
+        self.store.check_room(image, self.options.keep_blobs)?;
         let mut outcomes = Vec::with_capacity(count);
         for (at, (descriptor, diff_id)) in image.manifest.layers.iter().zip(&image.diff_ids).enumerate() {
             let place = Place {
