@@ -169,6 +169,7 @@ fn make_room(store: &Store, error: &wherry_images::pull::Error) -> bool {
     use wherry_images::registry::Error as Registry;
     use wherry_images::store::Error as Full;
     let full = match error {
+        Pull::NoRoom { .. } => true,
         Pull::Store(error) | Pull::Registry(Registry::Store(error)) => {
             matches!(error, Full::NoSpace { .. } | Full::Room { .. })
         }
