@@ -6,7 +6,7 @@ help:
 	@echo "make test   every test, on real parts (installs what is missing when run as root, else names it)"
 	@echo "make arm    static binaries for the boards, checked against cross/expected.toml (TARGETS=... for some of them)"
 	@echo "make pi-test   tests on emulated boards: Debian's kernels 6.1 and 6.12, 64 and 32 bits, power cuts (WHERRY_PI_CUTS=...)"
-	@echo "make pi-smoke  the part of it that CI runs: one kernel, 64 bits, within ten minutes"
+	@echo "make pi-smoke  a part of it: one kernel, 64 bits, about ten minutes"
 	@echo "make lint   rustfmt, clippy, cargo deny, rustdoc and the house rules"
 	@echo "make bench-runtime   the runtime beside crun and runc, interleaved (ROUNDS=100); not part of make test"
 	@echo "make bench-delta   our deltas of real layers beside xdelta3, bsdiff, rdiff and zstd (PAIRS=... for some); not part of make test"
