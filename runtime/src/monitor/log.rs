@@ -192,6 +192,8 @@ impl Log {
             self.rotate();
         }
         if self.batch.is_empty() {
+            // What the flush for the rotation could not write is to be told, too.
+            let notice = self.untold.notice(now);
             self.notice = notice.len();
             self.batch.extend_from_slice(&notice);
         }
