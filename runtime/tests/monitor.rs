@@ -428,7 +428,8 @@ fn a_full_disk_costs_lines_and_not_the_container() {
             &[
                 "/bin/sh",
                 "-c",
-                "seq 1 200000; echo waiting; cat; echo the end; exit 8",
+                // Not before the disk is full: the log alone would fill it, and taking the filler away would free nothing.
+                "read go; seq 1 200000; echo waiting; cat; echo the end; exit 8",
             ],
         )
         .with("openStdin", json!(true));
@@ -439,6 +440,7 @@ fn a_full_disk_costs_lines_and_not_the_container() {
         while file.write_all(&[0; 4096]).is_ok() {}
         drop(file);
         let mut client = container.attach();
+        client.send(0, b"go\n");
         while client
             .receive()
             .is_some_and(|(_, bytes)| !bytes.ends_with(b"waiting\n"))
