@@ -219,14 +219,16 @@ pub(super) fn kill(containers: &Containers, container: &Container, signal: Signa
     run(kill, VERB_PATIENCE)
 }
 
-/// The limits that this board cannot enforce, as the runtime tells it, one line each. It is asked only for a container
-/// that has limits.
+/// What of devices and limits this board cannot do, one line each. The runtime is asked only for a container that has
+/// limits.
 pub(super) fn lost_limits(containers: &Containers, container: &Container) -> Result<Vec<String>, Error> {
+    let devices = crate::devices::resolve(&container.spec.devices, &crate::devices::Places::default());
+    let mut lost = devices.map(|edits| edits.left_out).unwrap_or_default();
     if container.spec.limits.resources().is_none() {
-        return Ok(Vec::new());
+        return Ok(lost);
     }
     let Some(root) = started_root(container.directory())? else {
-        return Ok(Vec::new());
+        return Ok(lost);
     };
     let mut state = Command::new(&containers.runtime);
     state.arg("--root").arg(root).arg("state").arg(container.id.hex());
@@ -234,7 +236,8 @@ pub(super) fn lost_limits(containers: &Containers, container: &Container) -> Res
         .map_err(|error| Error::io("read", Path::new("the runtime's state"), error))?;
     let warnings = state["annotations"]["dev.wherry.warnings"].as_str();
     let lines = warnings.unwrap_or_default().lines();
-    Ok(lines.filter_map(lost_limit).map(str::to_owned).collect())
+    lost.extend(lines.filter_map(lost_limit).map(str::to_owned));
+    Ok(lost)
 }
 
 /// What a warning of the runtime says of a limit, without the names of its fields.

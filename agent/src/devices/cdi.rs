@@ -79,7 +79,7 @@ struct Node {
     major: Option<i64>,
     #[serde(default)]
     minor: Option<i64>,
-    // The board's own node is bound: it keeps its mode and owner. They are read so that they are known.
+    // The board's own node is bound: it keeps its mode and owner. What was to be otherwise is told.
     #[serde(default)]
     file_mode: Option<u32>,
     #[serde(default)]
@@ -351,6 +351,12 @@ impl ContainerEdits {
             if !rights.chars().all(|right| "rwm".contains(right)) {
                 return Err(format!("deviceNodes {:?}: permissions {rights:?}", node.path));
             }
+            if !(rights.is_empty() || rights.contains('r') && rights.contains('w')) {
+                return Err(format!(
+                    "deviceNodes {:?}: permissions {rights:?} cannot be enforced without root: a device is granted to read and write",
+                    node.path
+                ));
+            }
         }
         for mount in &self.mounts {
             absolute("mounts.containerPath", &mount.container_path)?;
@@ -380,7 +386,7 @@ impl ContainerEdits {
                 .as_deref()
                 .filter(|path| !path.is_empty())
                 .unwrap_or(&node.path);
-            node.matches(Path::new(host))?;
+            node.matches(Path::new(host), &mut edits.left_out)?;
             let pair = (PathBuf::from(host), node.path.clone());
             if !edits.nodes.contains(&pair) {
                 edits.nodes.push(pair);
@@ -444,7 +450,7 @@ impl Rdt {
 
 impl Node {
     /// Whether the board's node is what the specification says it is. One that is not there is named later.
-    fn matches(&self, host: &Path) -> Result<(), String> {
+    fn matches(&self, host: &Path, left_out: &mut Vec<String>) -> Result<(), String> {
         use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
         let Ok(meta) = std::fs::metadata(host) else {
             return Ok(());
@@ -475,7 +481,19 @@ impl Node {
                 numbers.1
             ));
         }
-        let _ = (self.file_mode, self.uid, self.gid);
+        let node = self.path.as_str();
+        let mut other = |field: &str, asked: Option<String>, found: String| {
+            if let Some(asked) = asked.filter(|asked| *asked != found) {
+                left_out.push(format!("device {node}: {field} {asked} not set: a node of the board is given as it is, with {found}"));
+            }
+        };
+        other(
+            "fileMode",
+            self.file_mode.map(|mode| format!("{:o}", mode & 0o7777)),
+            format!("{:o}", meta.mode() & 0o7777),
+        );
+        other("uid", self.uid.map(|id| id.to_string()), meta.uid().to_string());
+        other("gid", self.gid.map(|id| id.to_string()), meta.gid().to_string());
         Ok(())
     }
 }

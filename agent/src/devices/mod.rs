@@ -66,6 +66,8 @@ pub struct Edits {
     pub groups: Vec<u32>,
     /// `linux.intelRdt`.
     pub rdt: Option<Value>,
+    /// What was asked for and cannot be done, one line each.
+    pub left_out: Vec<String>,
 }
 
 impl Request {

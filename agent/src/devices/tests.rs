@@ -190,6 +190,24 @@ fn spec(kind: &str, device: &str, env: &str) -> String {
     json!({"cdiVersion": "0.3.0", "kind": kind, "devices": [{"name": device, "containerEdits": {"env": [env]}}]}).to_string()
 }
 
+/// A node is bound from the board's own: what was to be otherwise about it is told.
+#[test]
+fn what_a_bound_node_cannot_be_is_told() {
+    let board = Board::new();
+    let node = json!({"path": "/dev/x", "hostPath": "/dev/zero", "fileMode": 0o7123, "uid": 4_000_000_000_u32, "gid": 4_000_000_001_u32});
+    let spec = json!({"cdiVersion": "0.6.0", "kind": "v.com/d", "devices": [{"name": "x", "containerEdits": {"deviceNodes": [node]}}]});
+    board.write("etc/d.json", &spec.to_string());
+    let told = board.resolve(&["v.com/d=x"]).unwrap().left_out;
+    let starts = ["fileMode 7123", "uid 4000000000", "gid 4000000001"];
+    assert_eq!(told.len(), starts.len(), "{told:?}");
+    for (line, start) in told.iter().zip(starts) {
+        assert!(
+            line.starts_with(&format!("device /dev/x: {start} not set: ")),
+            "{line}"
+        );
+    }
+}
+
 #[test]
 fn conflicts_and_precedence() {
     let board = Board::new();
@@ -287,6 +305,10 @@ fn malformed_specifications_are_refused_by_name() {
         (
             with(json!({"deviceNodes": [{"path": "/dev/x", "type": "z"}]})),
             "type",
+        ),
+        (
+            with(json!({"deviceNodes": [{"path": "/dev/x", "permissions": "r"}]})),
+            "cannot be enforced",
         ),
         (
             with(json!({"deviceNodes": [{"path": "/dev/x", "permissions": "rx"}]})),
